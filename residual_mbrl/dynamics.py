@@ -1,0 +1,177 @@
+"""A baseline and its residuals joined into one model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from residual_mbrl.baselines import Baseline, Port, Values
+from residual_mbrl.residuals.base import Certificate, Context, Residual
+
+
+class ResidualDynamics(nn.Module):
+    """``x' = baseline.step(x, u + Δu, force, parameters + Δp) ⊞ dt r``: residuals on one port add up.
+
+    Residuals are evaluated at the start of each step. Those with memory (lag, delay) extend the state by it.
+
+    Args:
+        baseline: What is known.
+        residuals: What is learned; none leaves the baseline as it is.
+        values: Physical parameter values that replace the nominal ones.
+
+    Raises:
+        ModelError: if a residual needs a port or a live parameter that the baseline lacks.
+    """
+
+    def __init__(self, baseline: Baseline, residuals: Sequence[Residual] = (), values: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        for residual in residuals:
+            residual.check(baseline)
+        self.baseline = baseline
+        self.residuals = nn.ModuleList(residuals)
+        self.values: dict[str, float] = {**baseline.parameters.nominal(), **(values or {})}
+        unknown = [n for n in self.values if n not in baseline.parameters.names]
+        if unknown:
+            raise ValueError(f"ResidualDynamics: {type(baseline).__name__} has no parameters {unknown}")
+        memory: list[str] = []
+        self._memory: list[slice] = []
+        for i, residual in enumerate(residuals):
+            start = len(memory)
+            memory += [f"residual{i}.{n}" for n in residual.memory_names]
+            self._memory.append(slice(baseline.space.nx + start, baseline.space.nx + len(memory)))
+        self.space = baseline.space.with_memory(tuple(memory)) if memory else baseline.space
+
+    @property
+    def _corrections(self) -> list[Residual]:
+        return list(self.residuals)  # type: ignore[arg-type]  # nn.ModuleList forgets what it holds
+
+    @property
+    def dt(self) -> float:
+        """Seconds per step."""
+        return self.baseline.dt
+
+    def resolve(self, parameters: Values | None, like: Tensor) -> dict[str, Tensor]:
+        """Return a value for every physical parameter: those given, this model's own otherwise."""
+        resolved = {n: torch.tensor(x, dtype=like.dtype, device=like.device) for n, x in self.values.items()}
+        return {**resolved, **(parameters or {})}
+
+    def with_values(self, values: Mapping[str, float]) -> ResidualDynamics:
+        """Return a model with other physical parameter values and the same residuals (shared, not copied)."""
+        return ResidualDynamics(self.baseline, self._corrections, {**self.values, **values})
+
+    def with_residuals(self, residuals: Sequence[Residual]) -> ResidualDynamics:
+        """Return a model with the same parameter values and other residuals."""
+        return ResidualDynamics(self.baseline, residuals, self.values)
+
+    def initial_state(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"]) -> Tensor:
+        """Return a baseline state with each residual's memory at its start appended, shape [*batch, space.nx]."""
+        if self.space is self.baseline.space:
+            return state
+        context = Context(self.baseline.space, state, action, dt=self.dt)
+        return torch.cat([state, *(r.initial_memory(context) for r in self._corrections)], -1)
+
+    def contexts(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> list[Context]:
+        """Return what each residual sees in a step."""
+        known = state[..., : self.baseline.space.nx]
+        signals = self.baseline.signals(known, action, parameters) if len(self.residuals) else {}
+        return [Context(self.baseline.space, known, action, signals, state[..., m] if m.stop > m.start else None, self.dt)
+                for m in self._memory]
+
+    def step(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
+             parameters: Values | None = None) -> Float[Tensor, "... nx"]:
+        """Advance one step of ``dt`` seconds.
+
+        Args:
+            state: Baseline state with residual memory, shape [*batch, nx].
+            action: Shape [*batch, nu].
+            parameters: Physical values by name that replace this model's own, each broadcastable to [*batch].
+        """
+        complete = parameters is not None and parameters.keys() >= self.values.keys()
+        p = dict(parameters or {}) if complete else self.resolve(parameters, state)
+        if not self.residuals:
+            return self.baseline.step(state, action, None, p)
+        contexts = self.contexts(state, action, p)
+        force, delta, executed = None, None, action
+        for residual, context in zip(self._corrections, contexts, strict=True):
+            out: Tensor = residual(context)
+            if residual.port is Port.FORCE:
+                force = out if force is None else force + out
+            elif residual.port is Port.ACTION:
+                executed = executed + out
+            elif residual.port is Port.STATE:
+                delta = out if delta is None else delta + out
+            elif residual.live is not None:
+                p[residual.live] = p[residual.live] + out if residual.live in p else out
+        known = self.baseline.step(contexts[0].state, executed, force, p)
+        if delta is not None:
+            known = self.baseline.space.integrate(known, self.dt * delta)
+        if self.space is self.baseline.space:
+            return known
+        return torch.cat([known, *(r.next_memory(c) for r, c in zip(self._corrections, contexts, strict=True))], -1)
+
+    def forward(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Tensor:
+        """Call ``step``."""
+        return self.step(state, action, parameters)
+
+    def residual_force(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return what all residuals together do to the next velocity, as a generalised force [N or N·m], shape [*batch, nv].
+
+        It is ``M Δv / dt`` with Δv the difference that the residuals make to the step, for baselines with a mass matrix,
+        and ``Δv / dt`` [acceleration] for others.
+        """
+        known = state[..., : self.baseline.space.nx]
+        p = self.resolve(None, state)
+        change = self.step(state, action)[..., : known.shape[-1]] - self.baseline.step(known, action, None, dict(p))
+        q, _, _ = self.baseline.space.split(known)
+        dv = self.baseline.space.split(change)[1] / self.dt
+        mass = getattr(self.baseline, "mass_matrix", None)
+        return dv if mass is None else (mass(q, p) @ dv.unsqueeze(-1)).squeeze(-1)
+
+    def normalise(self, state: Tensor, action: Tensor) -> None:
+        """Set every residual's normaliser from states and actions of the data, shapes [*batch, nx], [*batch, nu]."""
+        p = self.resolve(None, state)
+        for residual, context in zip(self._corrections, self.contexts(state, action, p), strict=True):
+            residual.normalise(context)
+
+    def certificates(self, state: Tensor, action: Tensor) -> list[Certificate]:
+        """Return what each residual was found to do at worst over these states and actions."""
+        p = self.resolve(None, state)
+        with torch.no_grad():
+            return [r.certificate(c, self.baseline) for r, c in zip(self._corrections, self.contexts(state, action, p), strict=True)]
+
+
+def ensemble(members: Sequence[ResidualDynamics]) -> ResidualDynamics:
+    """Join models of one structure into one whose weights carry a leading member dimension.
+
+    A rollout of the result takes states [members, *batch, nx]; each member moves its own row. Physical parameter values
+    are those of the first member; pass others, shaped [members, 1, ...], as ``parameters``.
+
+    Args:
+        members: At least one model; all with the same baseline and residual types and sizes.
+    """
+    if not members:
+        raise ValueError("ensemble: expected at least one model")
+    joined = copy.deepcopy(members[0])
+    states = [dict(m.state_dict()) for m in members]
+    if any(s.keys() != states[0].keys() for s in states):
+        raise ValueError("ensemble: expected members of one structure, received different weights")
+    for name, parameter in list(joined.named_parameters()):
+        _assign(joined, name, nn.Parameter(torch.stack([s[name] for s in states]), requires_grad=parameter.requires_grad))
+    for name, buffer in list(joined.named_buffers()):
+        if name in states[0]:  # a normaliser belongs to its member; fixed index tables are not in the state dict
+            *path, last = name.split(".")
+            joined.get_submodule(".".join(path)).register_buffer(last, torch.stack([s[name] for s in states]).to(buffer))
+    return joined
+
+
+def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    *path, last = name.split(".")
+    owner = module.get_submodule(".".join(path))
+    if isinstance(owner, nn.ParameterList):
+        owner[int(last)] = parameter
+    else:
+        setattr(owner, last, parameter)

@@ -1,0 +1,109 @@
+"""Simulating windows as their log would show them, from a first state that the sensor would show as the first sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from residual_mbrl.baselines import Values
+from residual_mbrl.errors import ModelError
+from residual_mbrl.sensors import Sensor
+from residual_mbrl.windows import Windows
+
+Roll = Callable[[Tensor, Tensor], Tensor]
+"""Simulate from states [*batch, nx] under actions [*batch, H, nu]; returns [*batch, H + 1, nx]."""
+
+NEWTON_STEPS = 6
+DIFFERENCE = 1e-6
+
+
+class Prediction(NamedTuple):
+    """What a model says of windows; a leading [M] where several copies were simulated."""
+
+    measurements: Tensor
+    """Predicted columns, shape [*M, B, H + 1, ny]."""
+    states: Tensor
+    """Simulated states, shape [*M, B, H + 1, nx]."""
+    actions: Tensor
+    """Commands as they reached the plant, shape [*M, B, H, nu]."""
+
+
+def observe(roll: Roll, sensor: Sensor, windows: Windows, values: Values, *, copies: int | None = None,
+            offsets: Tensor | None = None) -> Prediction:
+    """Simulate windows and pass the states through the sensor.
+
+    Columns that were filtered or differentiated need the samples around them. The simulation then begins ``sensor.reach``
+    steps before each window and ends as many after it, with the first and last command held, and the state that it begins
+    in is solved for: the one from which the sensor shows exactly the window's first sample.
+
+    Args:
+        roll: The simulation.
+        sensor: From states to columns.
+        windows: The data; only first samples, commands and times are used.
+        values: Sensor parameters by name, each broadcastable to [*M, B].
+        copies: M, where the simulation takes several copies of the model.
+        offsets: Added to the first states, shape [*M, B, nx].
+    """
+    before, after = sensor.reach
+    dt = windows.dt
+    actions = sensor.command(windows.actions, windows.time[:, :-1], dt, values)
+    batch = (len(windows),) if copies is None else (copies, len(windows))
+    start = sensor.start(windows, values).expand(*batch, -1)
+    padded = torch.cat([actions[..., :1, :].expand(*actions.shape[:-2], before, -1), actions,
+                        actions[..., -1:, :].expand(*actions.shape[:-2], after, -1)], -2)
+    if before:
+        start = _start_before(roll, sensor, windows, values, start, padded.expand(*batch, *padded.shape[-2:]))
+    if offsets is not None:
+        start = start + offsets
+    states = roll(start, padded)
+    steps = torch.arange(-before, windows.horizon + after + 1, dtype=windows.time.dtype)
+    time = windows.time[:, :1] + dt * steps
+    shown = sensor.measure(states, time, dt, values)
+    keep = slice(before, before + windows.horizon + 1)
+    return Prediction(shown[..., keep, :], states[..., keep, :], actions)
+
+
+def _start_before(roll: Roll, sensor: Sensor, windows: Windows, values: Values, guess: Tensor, actions: Tensor) -> Tensor:
+    """Solve by Newton's method for the state ``before`` steps earlier that the sensor shows as the first sample.
+
+    One equation per state entry: the column that stands for it. The Jacobian is taken by differences, its copies side by
+    side in one rollout; the last step is differentiable, which gives the implicit derivative of the solution.
+    """
+    before, after = sensor.reach
+    space, dt = sensor.space, windows.dt
+    places = [sensor.place(n) for n in space.state_names]
+    if None in places or space.quaternions:
+        raise ModelError("a sensor with filtered columns needs a column for every state entry, and no quaternions, to find first states")
+    columns = torch.tensor([p for p in places if p is not None])
+    target = windows.measurements[:, 0][:, columns]
+    around = actions[..., : before + after, :]
+    steps = torch.arange(-before, after + 1, dtype=windows.time.dtype)
+    time = windows.time[:, :1] + dt * steps
+    q, v, rest = space.split(guess)
+    x = torch.cat([q - before * dt * v, v, rest], -1)
+    n, b = len(columns), len(windows)
+    largest = 0.5 * (1 + x.detach().abs())
+
+    def shown(states: Tensor, repeat: int) -> Tensor:
+        """Sample that the sensor shows ``before`` steps on, from states [*M, repeat * B, nx]."""
+        tiled = around.repeat(*(1,) * (around.ndim - 3), repeat, 1, 1)
+        repeated = {k: p.repeat(*(1,) * (p.ndim - 1), repeat) if p.ndim and p.shape[-1] == b and b > 1 else p for k, p in values.items()}
+        return sensor.measure(roll(states, tiled), time.repeat(repeat, 1), dt, repeated)[..., before, columns]
+
+    with torch.no_grad():
+        jacobian = torch.empty(0)
+        for _ in range(NEWTON_STEPS):
+            moved = torch.cat([x, *(x + DIFFERENCE * e for e in torch.eye(n, dtype=x.dtype))], -2)
+            y = shown(moved, n + 1).unflatten(-2, (n + 1, b))
+            jacobian = ((y[..., 1:, :, :] - y[..., :1, :, :]) / DIFFERENCE).movedim(-3, -1)
+            x = x + _newton_step(jacobian, target - y[..., 0, :, :], largest)
+    return x + _newton_step(jacobian, target - shown(x, 1), largest)
+
+
+def _newton_step(jacobian: Tensor, error: Tensor, largest: Tensor) -> Tensor:
+    """Solve for a step that stays within bounds and finite: candidates far from the truth must not end the whole batch."""
+    step = torch.linalg.solve_ex(jacobian, error)[0]
+    return torch.minimum(torch.maximum(torch.nan_to_num(step, nan=0.0), -largest), largest)

@@ -1,0 +1,12 @@
+"""Learned corrections, one kind a file, each on one port and with a certificate."""
+
+from residual_mbrl.residuals.actuator import CommandActuator, EffortActuator
+from residual_mbrl.residuals.base import Certificate, Context, Residual
+from residual_mbrl.residuals.conservative import Conservative
+from residual_mbrl.residuals.dissipative import Dissipative
+from residual_mbrl.residuals.dry_friction import DryFriction
+from residual_mbrl.residuals.features import Feature
+from residual_mbrl.residuals.unstructured import StateDelta, Unstructured
+
+__all__ = ["Certificate", "CommandActuator", "Conservative", "Context", "Dissipative", "DryFriction", "EffortActuator", "Feature",
+           "Residual", "StateDelta", "Unstructured"]

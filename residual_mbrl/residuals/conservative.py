@@ -1,0 +1,110 @@
+"""A learned potential: the force is its exact gradient, so a stored energy exists for any weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from residual_mbrl.baselines import Baseline, Port
+from residual_mbrl.residuals.base import Certificate, Context, Residual
+from residual_mbrl.residuals.networks import per_member
+
+
+class Conservative(Residual):
+    """Force ``-∂V/∂q`` of a ridge potential ``V(q) = scale Σ_k a_k log cosh(w_k·z + b_k)``.
+
+    z holds q, or (cos q, sin q) for joints in ``periodic``. The force is ``-scale ∂z/∂qᵀ Wᵀ (a ⊙ tanh(W z + b))``, exact and
+    bounded by ``scale Σ|a_k| |w_k|``. Potentials and energy conservation: Greydanus et al., NeurIPS 2019 learn the whole
+    Hamiltonian; here only the difference from the baseline's.
+
+    Args:
+        nq: Positions (no quaternions).
+        periodic: Indices of joints whose potential repeats every 2π.
+        units: Ridge functions.
+        scale: Typical force [N or N·m].
+        seed: Seed of the initial weights.
+    """
+
+    port = Port.FORCE
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, *, nq: int, periodic: Sequence[int] = (), units: int = 8, scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        if not scale > 0 or units < 1 or any(not 0 <= i < nq for i in periodic):
+            raise ValueError(f"Conservative: expected scale > 0, units >= 1 and periodic joints below {nq}, received {scale}, "
+                             f"{units}, {tuple(periodic)}")
+        self.nq, self.periodic, self.units, self.scale, self.seed = nq, tuple(periodic), units, scale, seed
+        self.plain = tuple(i for i in range(nq) if i not in self.periodic)
+        generator = torch.Generator().manual_seed(seed)
+        inputs = len(self.plain) + 2 * len(self.periodic)
+        self.directions = nn.Parameter(torch.randn(inputs, units, generator=generator).double() / math.sqrt(inputs))
+        self.offsets = nn.Parameter(torch.randn(units, generator=generator).double())
+        self.amplitudes = nn.Parameter(torch.zeros(units, dtype=torch.float64))
+        self.register_buffer("center", torch.zeros(len(self.plain), dtype=torch.float64))
+        self.register_buffer("spread", torch.ones(len(self.plain), dtype=torch.float64))
+
+    def normalise(self, context: Context) -> None:
+        """Centre and scale the plain coordinates by the data."""
+        if self.plain:
+            q = context.q[..., list(self.plain)].reshape(-1, len(self.plain)).double()
+            self.center.copy_(q.mean(0))
+            self.spread.copy_(q.std(0).clamp_min(1e-9))
+
+    def _inputs(self, q: Tensor) -> Tensor:
+        plain = q[..., list(self.plain)]
+        plain = (plain - per_member(self.center.to(q.dtype), plain)) / per_member(self.spread.to(q.dtype), plain)
+        turning = q[..., list(self.periodic)]
+        return torch.cat([plain, torch.cos(turning), torch.sin(turning)], -1)
+
+    def _ridge(self, q: Tensor) -> Tensor:
+        z = self._inputs(q)
+        w = self.directions.to(q.dtype)
+        return self._linear(z, w) + per_member(self.offsets.to(q.dtype), z)
+
+    @staticmethod
+    def _linear(z: Tensor, w: Tensor) -> Tensor:
+        """Apply [*members, n, m] to [*members, *batch, n]."""
+        if w.ndim == 2:
+            return z @ w
+        return (z.unsqueeze(-2) @ per_member(w, z.unsqueeze(-2), 2)).squeeze(-2)
+
+    def potential(self, q: Tensor) -> Tensor:
+        """Return V [J], shape [*batch]."""
+        r = self._ridge(q)
+        logcosh = r.abs() + torch.nn.functional.softplus(-2 * r.abs()) - math.log(2.0)
+        return self.scale * (per_member(self.amplitudes.to(q.dtype), r) * logcosh).sum(-1)
+
+    def forward(self, context: Context) -> Tensor:
+        """Return the force -∂V/∂q [N or N·m], shape [*batch, nv]."""
+        q = context.q
+        r = self._ridge(q)
+        slope = self._linear(per_member(self.amplitudes.to(q.dtype), r) * torch.tanh(r), self.directions.to(q.dtype).mT)
+        n, m = len(self.plain), len(self.periodic)
+        force: list[Tensor] = [torch.empty(0)] * self.nq
+        for k, i in enumerate(self.plain):
+            force[i] = slope[..., k] / per_member(self.spread[..., k].to(q.dtype), slope[..., k], 0)
+        for k, i in enumerate(self.periodic):
+            force[i] = torch.cos(q[..., i]) * slope[..., n + m + k] - torch.sin(q[..., i]) * slope[..., n + k]
+        return -self.scale * torch.stack(force, -1)
+
+    def describe(self) -> dict[str, object]:
+        """Return the constructor arguments."""
+        return {"nq": self.nq, "periodic": list(self.periodic), "units": self.units, "scale": self.scale, "seed": self.seed}
+
+    def certificate(self, context: Context, baseline: Baseline) -> Certificate:
+        """Worst mismatch between the force and the numerical gradient of its potential [N or N·m]."""
+        q, h = context.q.detach(), 1e-6
+        force = self.forward(context).detach()
+        worst = 0.0
+        for i in range(self.nq):
+            step = torch.zeros_like(q)
+            step[..., i] = h
+            slope = (self.potential(q + step) - self.potential(q - step)) / (2 * h)
+            size = 1e-6 * (1 + force[..., i].abs().max())
+            worst = max(worst, float(((slope.detach() + force[..., i]).abs() - size).max()) if q.dtype == torch.float64 else 0.0)
+        return Certificate(residual=self.name, quantity="force that no potential explains", worst=max(worst, 0.0), limit=0.0,
+                           unit="N·m", samples=int(force[..., 0].numel()))

@@ -1,0 +1,73 @@
+"""Learned viscous damping: a positive semi-definite matrix that can only take energy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from residual_mbrl.baselines import Baseline, Port
+from residual_mbrl.residuals.base import Certificate, Context, Residual, power_certificate
+from residual_mbrl.residuals.features import Feature, FeatureMap
+from residual_mbrl.residuals.networks import Perceptron
+
+
+class Dissipative(Residual):
+    """Damping ``D = L Lᵀ ⪰ 0`` with L lower triangular, a bounded network of the features.
+
+    On a baseline with the live parameter ``damping`` the step applies it implicitly, so it is passive in discrete time
+    too; with ``explicit=True`` it enters the force port as ``-D v``, which is passive only while the step is short
+    against mass / damping. Rayleigh dissipation, e.g. Goldstein, Classical Mechanics, section 1.5.
+
+    Args:
+        nv: Degrees of freedom.
+        features: What D depends on.
+        sizes: Components of each feature's source.
+        bound: Largest entry of L squared [force per velocity].
+        hidden: Hidden units.
+        explicit: Enter through the force port.
+        seed: Seed of the initial weights.
+    """
+
+    live = "damping"
+    entries: Tensor
+
+    def __init__(self, *, nv: int, features: Sequence[Feature], sizes: Sequence[int] | None = None, bound: float,
+                 hidden: Sequence[int] = (8,), explicit: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        if not bound > 0:
+            raise ValueError(f"Dissipative: bound must be positive, received {bound}")
+        self.port = Port.FORCE if explicit else Port.PARAMETERS
+        self.nv, self.bound, self.hidden, self.explicit, self.seed = nv, bound, tuple(hidden), explicit, seed
+        self.features = FeatureMap(features, sizes or [1] * len(features))
+        rows, columns = torch.tril_indices(nv, nv)
+        self.register_buffer("entries", rows * nv + columns, persistent=False)
+        self.network = Perceptron(self.features.outputs, hidden, len(rows), torch.Generator().manual_seed(seed))
+        with torch.no_grad():  # D grows with the square of L: at L = 0 no gradient would reach the weights
+            self.network.biases[-1].fill_(0.02)
+
+    def matrix(self, context: Context) -> Tensor:
+        """Return D [force per velocity], shape [*batch, nv, nv]."""
+        values: Tensor = self.bound**0.5 * torch.tanh(self.network(self.features(context)))
+        if self.nv == 1:
+            return (values * values).unsqueeze(-1)
+        flat = values.new_zeros(*values.shape[:-1], self.nv * self.nv)
+        lower = flat.index_copy(-1, self.entries, values).reshape(*values.shape[:-1], self.nv, self.nv)
+        return torch.matmul(lower, lower.mT)
+
+    def forward(self, context: Context) -> Tensor:
+        """Return D, or with ``explicit`` the force -D v [N or N·m], shape [*batch, nv]."""
+        matrix = self.matrix(context)
+        return -torch.matmul(matrix, context.v.unsqueeze(-1)).squeeze(-1) if self.explicit else matrix
+
+    def describe(self) -> dict[str, object]:
+        """Return the constructor arguments."""
+        return {"nv": self.nv, "features": self.features.describe(), "sizes": list(self.features.sizes), "bound": self.bound,
+                "hidden": list(self.hidden), "explicit": self.explicit, "seed": self.seed}
+
+    def certificate(self, context: Context, baseline: Baseline) -> Certificate:
+        """Worst power [W]: of all dissipation in the step, or of the explicit force at the present velocity."""
+        if self.explicit:
+            return power_certificate(self.name, (self(context) * context.v).sum(-1))
+        return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, {"damping": self(context)}))

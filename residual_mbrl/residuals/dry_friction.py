@@ -1,0 +1,54 @@
+"""A learned dry-friction limit that the step applies implicitly, so that it sticks at rest and never drives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from residual_mbrl.baselines import Baseline, Port
+from residual_mbrl.residuals.base import Certificate, Context, Residual, power_certificate
+from residual_mbrl.residuals.features import Feature, FeatureMap
+from residual_mbrl.residuals.networks import Perceptron
+
+
+class DryFriction(Residual):
+    """Addition ``δ(features)`` to the dry-friction limit: ``F = max(F_baseline + bound tanh(net), 0)``.
+
+    The limit may depend on state, load and command (Stribeck and load-dependent laws); the step applies it as an impulse
+    that opposes motion and at most stops it, so its power is <= 0 for any weights. Law: Coulomb with a state-dependent limit;
+    e.g. Duclusaud et al., ICRA 2025 (arXiv 2410.08650) for load-dependent servo gears.
+
+    Args:
+        nv: Degrees of freedom.
+        features: What the limit depends on; sources of one component each unless they are whole vectors.
+        sizes: Components of each feature's source.
+        bound: Largest change of the limit [N or N·m].
+        hidden: Hidden units; none makes the limit linear in the features (a table, with "hats").
+        seed: Seed of the initial weights.
+    """
+
+    port, live = Port.PARAMETERS, "frictionloss"
+
+    def __init__(self, *, nv: int, features: Sequence[Feature], sizes: Sequence[int] | None = None, bound: float,
+                 hidden: Sequence[int] = (8,), seed: int = 0) -> None:
+        super().__init__()
+        if not bound > 0:
+            raise ValueError(f"DryFriction: bound must be positive, received {bound}")
+        self.nv, self.bound, self.hidden, self.seed = nv, bound, tuple(hidden), seed
+        self.features = FeatureMap(features, sizes or [1] * len(features))
+        self.network = Perceptron(self.features.outputs, hidden, nv, torch.Generator().manual_seed(seed))
+
+    def forward(self, context: Context) -> Tensor:
+        """Return the addition to the limit [N or N·m], shape [*batch, nv]."""
+        return self.bound * torch.tanh(self.network(self.features(context)))
+
+    def describe(self) -> dict[str, object]:
+        """Return the constructor arguments."""
+        return {"nv": self.nv, "features": self.features.describe(), "sizes": list(self.features.sizes), "bound": self.bound,
+                "hidden": list(self.hidden), "seed": self.seed}
+
+    def certificate(self, context: Context, baseline: Baseline) -> Certificate:
+        """Worst power [W] of all dissipation in the step that this residual takes part in; see ``Baseline.dissipation_power``."""
+        return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, {"frictionloss": self(context)}))

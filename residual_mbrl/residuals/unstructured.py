@@ -1,0 +1,67 @@
+"""Corrections without a law behind them: a bounded free force, and a state correction for black boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from residual_mbrl.baselines import Baseline, Port
+from residual_mbrl.residuals.base import Certificate, Context, Residual, bound_certificate
+from residual_mbrl.residuals.features import Feature, FeatureMap
+from residual_mbrl.residuals.networks import Perceptron
+
+
+class Unstructured(Residual):
+    """A free force ``bound ⊙ tanh(net(features))``: fits anything, promises only its bound. No preset turns it on.
+
+    Args:
+        nv: Degrees of freedom.
+        features: What the force depends on.
+        sizes: Components of each feature's source.
+        bound: Largest force per degree of freedom [N or N·m].
+        hidden: Hidden units.
+        seed: Seed of the initial weights.
+    """
+
+    port = Port.FORCE
+    unit = "N·m"
+
+    def __init__(self, *, nv: int, features: Sequence[Feature], sizes: Sequence[int] | None = None, bound: float,
+                 hidden: Sequence[int] = (32, 32), seed: int = 0) -> None:
+        super().__init__()
+        if not bound > 0:
+            raise ValueError(f"{type(self).__name__}: bound must be positive, received {bound}")
+        self.nv, self.bound, self.hidden, self.seed = nv, bound, tuple(hidden), seed
+        self.features = FeatureMap(features, sizes or [1] * len(features))
+        self.network = Perceptron(self.features.outputs, hidden, self._outputs(), torch.Generator().manual_seed(seed))
+
+    def _outputs(self) -> int:
+        return self.nv
+
+    def forward(self, context: Context) -> Tensor:
+        """Return the correction, shape [*batch, nv]."""
+        return self.bound * torch.tanh(self.network(self.features(context)))
+
+    def describe(self) -> dict[str, object]:
+        """Return the constructor arguments."""
+        return {"nv": self.nv, "features": self.features.describe(), "sizes": list(self.features.sizes), "bound": self.bound,
+                "hidden": list(self.hidden), "seed": self.seed}
+
+    def certificate(self, context: Context, baseline: Baseline) -> Certificate:
+        """Worst excess over the bound."""
+        return bound_certificate(self.name, self.forward(context).abs() - self.bound, "excess over the bound", self.unit)
+
+
+class StateDelta(Unstructured):
+    """A correction of the next state, ``x' = step(x, u) ⊞ dt bound tanh(net)``, for baselines that have no other port.
+
+    Args are those of ``Unstructured``; the correction has 2 nv + na entries per second, and ``na`` is zero here.
+    """
+
+    port = Port.STATE
+    unit = "1/s"
+
+    def _outputs(self) -> int:
+        return 2 * self.nv
