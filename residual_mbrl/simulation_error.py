@@ -1,0 +1,224 @@
+"""Multi-step simulation error as a function of one vector of unknowns, with its Jacobian by batched differences.
+
+Everything that is estimated from logs - physical parameters, sensor effects, first states, residual weights - is a
+column of one vector z of scaled unknowns. All perturbed copies that a Jacobian needs are simulated in one batched rollout,
+so a Jacobian costs little more than one simulation.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from residual_mbrl.baselines import Parameter
+from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.errors import ModelError
+from residual_mbrl.observation import observe
+from residual_mbrl.rollouts import rollout
+from residual_mbrl.sensors import Sensor
+from residual_mbrl.windows import Windows
+
+Array = NDArray[np.float64]
+DIVERGED = 1e3
+"""Scaled error [noise standard deviations] that stands for a simulation that is not finite."""
+
+
+class _Simulation(nn.Module):
+    """Holds the dynamics so that ``functional_call`` can exchange its weights for a whole rollout."""
+
+    def __init__(self, dynamics: ResidualDynamics) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+
+    def forward(self, state: Tensor, actions: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        return rollout(self.dynamics, state, actions, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationError:
+    """The error between logs and simulation, in units of the sensors' noise.
+
+    z = [scaled parameters, residual weights, first-state offsets]. A parameter is ``nominal + scale · z``.
+
+    Args:
+        dynamics: The model; its values are used for everything that is not free.
+        sensor: From states to columns.
+        windows: The data.
+        free: Parameters of baseline and sensor to estimate.
+        weights: Whether the residuals' weights are unknowns too.
+        start_std: Standard deviation within which each state entry of a window's first state is estimated, shape [nx];
+            None takes the sensor's estimate as it is.
+        step: Absolute finite-difference step in scaled units. Large, because stiction is not smooth.
+        every: Use every so many-th step of the error; neighbouring samples say nearly the same.
+        chunk: Simulations (copies times windows) per batched rollout, a bound on memory.
+    """
+
+    dynamics: ResidualDynamics
+    sensor: Sensor
+    windows: Windows
+    free: Sequence[Parameter]
+    weights: bool = False
+    start_std: Sequence[float] | None = None
+    step: float = 0.02
+    every: int = 1
+    chunk: int = 4096
+    _shapes: dict[str, torch.Size] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Check that everything fits together."""
+        if self.weights:
+            self._shapes.update({n: w.shape for n, w in _Simulation(self.dynamics).named_parameters()})
+        if not self.free and not self._shapes and self.start_std is None:
+            raise ModelError("nothing to estimate: no free parameters, no residual weights and no first states")
+        ny = self.windows.measurements.shape[-1]
+        if ny != len(self.sensor.columns):
+            raise ValueError(f"SimulationError: the sensor has {len(self.sensor.columns)} columns, the logs have {ny}")
+        if abs(self.windows.dt / self.dynamics.dt - 1) > 1e-6:
+            raise ModelError(f"the model steps {self.dynamics.dt:g} s, the windows {self.windows.dt:g} s: build both at one rate")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of parameters, weights and first-state offsets per window in z."""
+        starts = 0 if self.start_std is None else len(self.start_std)
+        return len(self.free), sum(s.numel() for s in self._shapes.values()), starts
+
+    @property
+    def length(self) -> int:
+        """Length of z."""
+        n, w, s = self.sizes
+        return n + w + s * len(self.windows)
+
+    def initial(self, sensor_values: Mapping[str, float] | None = None) -> Array:
+        """Return z of the model as it stands: its own parameter values and weights, first states as measured."""
+        current = {**self.sensor.parameters.nominal(), **self.dynamics.values, **(sensor_values or {})}
+        z = [(current[p.name] - p.nominal) / p.scale for p in self.free]
+        w = [x.detach().double().flatten() for n, x in _Simulation(self.dynamics).named_parameters() if n in self._shapes]
+        return np.concatenate([np.array(z), torch.cat(w).numpy() if w else np.zeros(0), np.zeros(self.sizes[2] * len(self.windows))])
+
+    def fingerprint(self, options: object) -> str:
+        """Return a digest of model, data and options, by which a checkpoint knows its problem."""
+        digest = hashlib.sha256(self.initial().tobytes())
+        for x in (self.windows.measurements, self.windows.actions):
+            digest.update(x.numpy().tobytes())
+        digest.update(repr([options, list(self.free), self.sensor.describe(), self.dynamics.values]).encode())
+        return digest.hexdigest()
+
+    def bounds(self) -> tuple[Array, Array]:
+        """Return lower and upper bounds of z."""
+        lower = np.full(self.length, -np.inf)
+        upper = np.full(self.length, np.inf)
+        for i, p in enumerate(self.free):
+            lower[i], upper[i] = (p.lower - p.nominal) / p.scale, (p.upper - p.nominal) / p.scale
+        if self.start_std is not None:
+            lower[sum(self.sizes[:2]) :], upper[sum(self.sizes[:2]) :] = -4.0, 4.0
+        return lower, upper
+
+    def values(self, z: Array) -> dict[str, float]:
+        """Return the parameter values that z stands for."""
+        return {p.name: float(np.clip(p.nominal + p.scale * z[i], p.lower, p.upper)) for i, p in enumerate(self.free)}
+
+    def model(self, z: Array) -> tuple[ResidualDynamics, dict[str, float]]:
+        """Write z into a copy of the model; return it and the values of the sensor's parameters."""
+        values = self.values(z)
+        fitted = copy.deepcopy(self.dynamics).with_values({n: x for n, x in values.items() if n in self.dynamics.values})
+        with torch.no_grad():
+            for name, w in self._split_weights(torch.tensor(z[None])).items():
+                fitted.get_parameter(name.removeprefix("dynamics.")).copy_(w[0])
+        return fitted, {n: x for n, x in values.items() if n not in self.dynamics.values}
+
+    def simulate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Simulate every copy of the unknowns; return predicted columns [M, B, T, ny] and states [M, B, T, nx].
+
+        Args:
+            z: Shape [M, length]; differentiable in torch.
+        """
+        n, w, s = self.sizes
+        values = {p.name: (p.nominal + p.scale * z[:, i : i + 1]) for i, p in enumerate(self.free)}
+        offsets = None
+        if s:
+            nx = self.sensor.space.nx
+            scaled = z[:, n + w :].unflatten(-1, (len(self.windows), s)) * torch.tensor(self.start_std, dtype=z.dtype)
+            offsets = torch.nn.functional.pad(scaled, (0, nx - s))
+        model = {k: x for k, x in values.items() if k in self.dynamics.values}
+        stacked = self._split_weights(z)
+        simulation = _Simulation(self.dynamics)
+
+        def roll(start: Tensor, actions: Tensor) -> Tensor:
+            arguments = (start, actions, model)
+            states: Tensor = torch.func.functional_call(simulation, stacked, arguments) if stacked else simulation(*arguments)
+            return states
+
+        measurements, states, _ = observe(roll, self.sensor, self.windows, values, copies=len(z), offsets=offsets)
+        return measurements, states
+
+    def residuals(self, z: Tensor) -> Tensor:
+        """Return scaled errors of the recorded samples, then prior terms, shape [M, rows]."""
+        predicted, _ = self.simulate(z)
+        noise = torch.tensor(self.sensor.noise, dtype=z.dtype)
+        error = ((predicted - self.windows.measurements) / noise)[:, self.fitted]
+        error = torch.nan_to_num(error, nan=DIVERGED, posinf=DIVERGED, neginf=-DIVERGED).clamp(-DIVERGED, DIVERGED)
+        prior = [z[:, i : i + 1] * (p.scale / p.prior_std) for i, p in enumerate(self.free) if p.prior_std is not None]
+        return torch.cat([error, *prior, z[:, sum(self.sizes[:2]) :]], -1)
+
+    @property
+    def fitted(self) -> Tensor:
+        """Which samples count: recorded ones of columns with finite noise, every ``every``-th step, shape [B, H + 1, ny]."""
+        steps = torch.arange(self.windows.horizon + 1) % self.every == 0
+        return self.windows.recorded & torch.isfinite(torch.tensor(self.sensor.noise)) & steps[:, None]
+
+    def rows(self) -> int:
+        """Return how many rows of the residual vector are data."""
+        return int(self.fitted.sum())
+
+    def __call__(self, z: Array) -> Array:
+        """Return the residual vector of one z."""
+        with torch.no_grad():
+            return np.asarray(self.residuals(torch.tensor(z[None])).numpy()[0])
+
+    def batch(self, copies: Array) -> Array:
+        """Return residual vectors of many copies of z, shape [M, rows], simulated in chunks."""
+        size = max(1, self.chunk // len(self.windows))
+        with torch.no_grad():
+            return np.concatenate([self.residuals(torch.tensor(copies[i : i + size])).numpy() for i in range(0, len(copies), size)])
+
+    def jacobian(self, z: Array) -> Array:
+        """Return d residuals / d z by central differences, shape [rows, length]; one-sided at a bound.
+
+        First states of different windows are perturbed together, since a window depends on its own alone.
+        """
+        n, w, s = self.sizes
+        shared, b = n + w, len(self.windows)
+        lower, upper = self.bounds()
+        directions = np.zeros((shared + s, self.length))
+        directions[np.arange(shared), np.arange(shared)] = self.step
+        for k in range(s):
+            directions[shared + k, shared + k :: s] = self.step
+        plus, minus = np.minimum(z + directions, upper), np.maximum(z - directions, lower)
+        values = self.batch(np.concatenate([plus, minus]))
+        width = (plus - minus).max(-1, keepdims=True)
+        slopes = (values[: shared + s] - values[shared + s :]) / np.maximum(width, 1e-12)
+        if not s:
+            return np.ascontiguousarray(slopes.T)
+        jacobian = np.zeros((slopes.shape[1], self.length))
+        jacobian[:, :shared] = slopes[:shared].T
+        owner = torch.arange(b)[:, None, None].expand(self.fitted.shape)[self.fitted].numpy()
+        data = np.arange(len(owner))
+        for k in range(s):
+            jacobian[data, shared + owner * s + k] = slopes[shared + k, data]
+        tail = jacobian.shape[0] - s * b
+        jacobian[tail:, shared:] = np.eye(s * b)
+        return jacobian
+
+    def _split_weights(self, z: Tensor) -> dict[str, Tensor]:
+        stacked, i = {}, len(self.free)
+        for name, shape in self._shapes.items():
+            stacked[name] = z[:, i : i + shape.numel()].unflatten(-1, tuple(shape)) if shape else z[:, i]
+            i += shape.numel()
+        return stacked
