@@ -1,0 +1,258 @@
+"""The command line: thin subcommands over the library, generated from typed functions."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from residual_mbrl import files
+from residual_mbrl.errors import LogError, ResidualMBRLError
+
+if TYPE_CHECKING:
+    from residual_mbrl.artifact import Calibration
+    from residual_mbrl.metrics import Metric
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+"""Exit codes: a check failed, a wrong argument or input, Ctrl-C."""
+
+# Subcommands import the library inside, so that --help answers at once: importing torch takes seconds.
+
+
+def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
+    """Calibrate a simulated servo whose load, friction and sag nobody told the model, and write the report.
+
+    Args:
+        out: Folder for the artefact and the report.
+        seed: Seed of the simulated logs and of the search.
+    """
+    from residual_mbrl.demo import demo as run  # noqa: PLC0415
+
+    with _resumable(out), _progress() as progress:
+        run(out, seed, progress)
+    _say(f"report: {out / 'report.html'}")
+    return 0
+
+
+def calibrate(preset: Annotated[str, tyro.conf.Positional], *, data: Path, out: Path, free: tuple[str, ...] = (), seed: int = 0,
+              residual: bool = True, resume: bool = True) -> int:
+    """Calibrate a plant on its logs: identify, fit, evaluate, report.
+
+    Args:
+        preset: The plant: servo, drive, pendulum, double_pendulum.
+        data: Folder of its logs.
+        out: Folder for the artefact; an older artefact there is replaced once the new one is complete.
+        free: Parameters to identify, by name or glob pattern, in place of those the preset frees.
+        seed: Seed of the search and of the weights.
+        residual: Fit a residual after identification.
+        resume: Go on from where the same command was interrupted.
+    """
+    from residual_mbrl.calibration import calibrate as run  # noqa: PLC0415
+    from residual_mbrl.presets import PRESETS  # noqa: PLC0415
+
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    _require_folder(data)
+    if not resume:
+        shutil.rmtree(files.progress_folder(out), ignore_errors=True)
+    with _resumable(out), _progress() as progress:
+        done = run(PRESETS[preset], data, out, free=free or None, residual=residual, seed=seed, progress=progress)
+    _show(_parameters(done))
+    _say(f"artefact: {out}\nreport: {out / 'report.html'}")
+    return 0
+
+
+def evaluate(artifact: Annotated[Path, tyro.conf.Positional], *, data: Path, out: Path, split: str = "test") -> int:
+    """Score a calibration on logs and write metrics.json and the report.
+
+    Args:
+        artifact: Folder of the calibration.
+        data: Folder of logs.
+        out: Folder for metrics.json, the report and its figures.
+        split: Which part of the logs to score.
+    """
+    from residual_mbrl.calibration import evaluate_artifact as run  # noqa: PLC0415
+
+    _require_folder(data)
+    _show(_metrics(run(artifact, data, out, split=split)))
+    _say(f"written to {out}")
+    return 0
+
+
+def inspect(artifact: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Show what an artefact holds.
+
+    Args:
+        artifact: Folder of the calibration.
+    """
+    from residual_mbrl.artifact import METRICS, load, read_metrics  # noqa: PLC0415
+
+    calibration = load(artifact)
+    _show(_summary(calibration))
+    _show(_parameters(calibration))
+    for combination in calibration.unidentifiable:
+        _say(f"not determined by the data: {combination}")
+    if (artifact / METRICS).exists():
+        _show(_metrics(read_metrics(artifact / METRICS)["metrics"]))
+    return 0
+
+
+def check() -> int:
+    """Check this installation: gradients, guarantees, engines, speed."""
+    from residual_mbrl.check import run_checks  # noqa: PLC0415
+
+    table = _table("", "check", "", "found", "s")
+    passed = True
+    with Console(stderr=True).status("checking") as status:
+        for result in run_checks():
+            status.update(f"checked {result.name}")
+            table.add_row(result.name, Text("ok", "green") if result.passed else Text("failed", "bold red"), Text(result.detail),
+                          f"{result.seconds:.1f}")
+            passed &= result.passed
+    _show(table)
+    return 0 if passed else FAILED
+
+
+SUBCOMMANDS: dict[str, Callable[..., int]] = {f.__name__: f for f in (demo, calibrate, evaluate, inspect, check)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code.
+
+    Args:
+        argv: Arguments without the program's name; those of the process where None.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.WARNING, format="%(message)s",
+                        handlers=[RichHandler(console=Console(stderr=True), show_path=debug)])
+    logging.getLogger("residual_mbrl").setLevel(logging.DEBUG if debug else logging.WARNING)
+    try:
+        return int(tyro.extras.subcommand_cli_from_dict(
+            SUBCOMMANDS, prog="residual-mbrl", args=[a for a in arguments if a != "--debug"],
+            description="Correct a known model by what its logs show. --debug shows the traceback of an error."))
+    except SystemExit as stop:  # tyro has said what was wrong, or printed its help
+        return stop.code if isinstance(stop.code, int) else WRONG_USE
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing half-written was left")
+        return INTERRUPTED
+    except (ResidualMBRLError, ValueError, OSError) as error:
+        if debug:
+            raise
+        _complain(f"error: {error}")
+        return WRONG_USE
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """On Ctrl-C, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = files.progress_folder(out)
+        _complain(f"the same command goes on from the last checkpoint in {kept}; delete it to start anew" if kept.exists()
+                  else "no checkpoint had been reached: the same command starts anew")
+        raise
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """Show a bar on stderr; yield a function that takes a phrase and the fraction done."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda phrase, done: bar.update(task, description=phrase, completed=done)
+
+
+def _require_folder(data: Path) -> None:
+    if not data.is_dir():
+        raise LogError(f"--data {data}: expected a folder of logs")
+
+
+def _summary(calibration: Calibration) -> Table:
+    dynamics, space = calibration.model.dynamics, calibration.space
+
+    def named(names: Sequence[str]) -> str:
+        return ", ".join(f"{n} [{space.unit(n)}]" for n in names)
+
+    table = _table("", "calibration", "")
+    for row in (("preset", calibration.preset or "none"),
+                ("baseline", f"{type(dynamics.baseline).__name__}, {calibration.dt:g} s per step"),
+                ("states", named(space.state_names)), ("actions", named(space.action)),
+                ("measured", ", ".join(f"{c.name} ({c.source})" for c in calibration.model.sensor.columns)),
+                ("residuals", ", ".join(type(r).__name__ for r in dynamics.residuals) or "none"),
+                ("weights", str(sum(w.numel() for w in dynamics.parameters()))),
+                ("logs", f"{len(calibration.data)}: {', '.join(calibration.data)}" if calibration.data else "none named"),
+                ("seeds", ", ".join(f"{n} {s}" for n, s in calibration.seeds.items()) or "none"),
+                ("made with", ", ".join(f"{n} {v}" for n, v in _versions(calibration).items())), ("notes", calibration.notes)):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _versions(calibration: Calibration) -> dict[str, object]:
+    packages = calibration.environment.get("packages")
+    return {"python": calibration.environment.get("python", "?"), **(packages if isinstance(packages, dict) else {})}
+
+
+def _parameters(calibration: Calibration) -> Table:
+    """Table of every physical and sensor parameter: nominal, identified with its interval, and refined with the residual."""
+    model, identified = calibration.model, calibration.identified
+    rows = {str(e["name"]): e for e in calibration.estimates}
+    table = _table("parameters", "name", "nominal", "identified", "95 % interval", "with residual", "unit")
+    found = {**identified.sensor.parameters.nominal(), **identified.dynamics.values, **identified.sensor_values}
+    refined = {**found, **model.dynamics.values, **model.sensor_values}
+    for p in (*model.dynamics.baseline.parameters, *model.sensor.parameters):
+        row = rows.get(p.name)
+        interval = "" if row is None else _interval(row["interval"]) + (" at bound" if row.get("at_bound") else "")
+        table.add_row(Text(p.name), f"{p.nominal:.4g}", "fixed" if row is None else f"{found[p.name]:.4g}", interval,
+                      f"{refined[p.name]:.4g}", Text(p.unit))
+    return table
+
+
+def _metrics(metrics: Sequence[Metric]) -> Table:
+    table = _table("metrics", "model", "metric", "horizon", "value", "95 % interval", "unit")
+    for m in metrics:
+        horizon = "" if m.horizon is None else str(m.horizon)
+        table.add_row(Text(m.model), Text(m.metric), horizon, f"{m.value:.5g}", _interval(m.ci95), Text(m.unit))
+    return table
+
+
+def _interval(bounds: object) -> str:
+    if not isinstance(bounds, list | tuple):
+        return ""
+    return f"{bounds[0]:.4g} to {bounds[1]:.4g}"
+
+
+def _table(title: str, *header: str) -> Table:
+    table = Table(title=title or None, title_justify="left")
+    for name in header:
+        table.add_column(name)
+    return table
+
+
+def _show(table: Table) -> None:
+    Console().print(table)
+
+
+def _say(text: str) -> None:
+    Console(highlight=False).print(Text(text), soft_wrap=True)
+
+
+def _complain(text: str) -> None:
+    """Print one red line to stderr."""
+    Console(stderr=True, highlight=False).print(Text(" ".join(text.split()), "bold red"), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The main job on an embedded default: a simulated servo whose load, friction and sag nobody told the model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from residual_mbrl import files
+from residual_mbrl.calibration import calibrate, models_of
+from residual_mbrl.datasets import bam
+from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.fitting import FitOptions
+from residual_mbrl.identification import IdentifyOptions
+from residual_mbrl.metrics import Metric
+from residual_mbrl.physics.servo import PARAMETERS, Servo
+from residual_mbrl.presets import PRESETS
+from residual_mbrl.presets.preset import Preset
+from residual_mbrl.rollouts import rollout
+
+TRUTH = {"load_mass": 0.49 * 1.3, "armature": 0.0018, "angle_offset": 0.013, "viscous": 0.0066, "coulomb": 0.008,
+         "motor_friction": 0.09, "load_friction": 0.15, "load_friction_off": 0.03, "stribeck_friction": 0.2, "supply_resistance": 2.0}
+"""What the simulated servo really is: heavier load, load-dependent friction and a supply that sags, none of it in the model."""
+
+ENCODER_STEP = 2 * np.pi / 4096
+PARTS = {"train": ("sine_g200", "steps_g200", "chirp_g400", "drop_g400", "steps_g800"), "val": ("chirp_g200", "sine_g800"),
+         "test": ("sine_g400", "steps_g400")}
+SECONDS = 4.0
+
+
+def baseline() -> Servo:
+    """Make a servo model as a data sheet gives it: motor known, load guessed, plain friction, no sag."""
+    unknown = ("motor_friction", "load_friction", "load_friction_off", "stribeck_friction", "supply_resistance", "stribeck_rate")
+    fixed = {n: {"nominal": 0.0, "free": False} for n in unknown if n != "stribeck_rate"}
+    known = {n: {"free": False} for n in ("torque_constant", "resistance", "stribeck_rate")}
+    return Servo(PARAMETERS.replaced(**fixed, **known, load_mass={"free": True}, coulomb={"nominal": 0.03}))
+
+
+DEMO = replace(PRESETS["servo"], name="demo", summary="simulated servo with unknown load, friction and sag", baseline=baseline,
+               leave_group_out=False, identify=IdentifyOptions(candidates=32, starts=1, iterations=20, every=2),
+               fit=FitOptions(rounds=2, iterations=6, every=4, ridge=0.02))
+
+
+def demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
+    """Simulate logs, calibrate on them, and score the calibration on logs that it has not seen.
+
+    Args:
+        out: Folder of the artefact and its report.
+        seed: Seed of encoder noise, search and weights.
+        progress: Called with a phrase and the fraction done.
+
+    Returns:
+        Mean absolute angle error of nominal, identified and identified+residual on the unseen logs.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        simulate_logs(folder, seed)
+        preset: Preset = DEMO
+        calibration = calibrate(preset, folder, out, seed=seed, progress=progress)
+        return [m for n, model in models_of(calibration).items() for m in bam.score(model, folder, "test", n) if "[" not in m.metric]
+
+
+def simulate_logs(folder: Path, seed: int = 0) -> None:
+    """Write logs of the simulated servo and their split, in the form of the servo preset.
+
+    Args:
+        folder: Where to.
+        seed: Seed of the encoder's noise.
+    """
+    plant = ResidualDynamics(Servo(), values=TRUTH)
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(SECONDS / plant.dt) + 1) * plant.dt
+    for name in (n for names in PARTS.values() for n in names):
+        shape, gain = name.split("_g")
+        goal, enabled = _command(shape, time), np.where((shape == "drop") & (time > 1.5), 0.0, 1.0)
+        actions = np.stack([goal, enabled, np.full(len(time), float(gain))], 1)
+        states = rollout(plant, torch.zeros(2, dtype=torch.float64), torch.tensor(actions[:-1])).numpy()
+        angle = np.round((states[:, 0] + 1e-3 * rng.standard_normal(len(time))) / ENCODER_STEP) * ENCODER_STEP
+        rate = states[:, 1] + 0.02 * rng.standard_normal(len(time))
+        np.savez(folder / f"{name}.npz", t=time, q=angle, dq=rate, q_goal=goal, torque_on=enabled, kp=float(gain))
+    files.write_text(folder / "split.json", json.dumps(PARTS))
+
+
+def _command(shape: str, time: np.ndarray) -> np.ndarray:
+    if shape == "sine":
+        return 1.2 * np.sin(2.5 * time) + 0.4 * np.sin(7.0 * time)
+    if shape == "chirp":
+        return 0.9 * np.sin((1.0 + 1.5 * time) * time)
+    if shape == "drop":
+        return np.full_like(time, 1.6) * np.minimum(time / 0.8, 1.0)
+    return 1.4 * np.sign(np.sin(2 * np.pi * time / 1.7)) * (0.5 + 0.5 * (time % 3.4 < 1.7))
