@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,19 @@ from residual_mbrl.spaces import StateSpace
 Integrator = Literal["semi_implicit", "rk4"]
 HELD = 1e-6
 """Friction holds a body when it leaves less than this fraction of the velocity that the step would have given it."""
+
+
+class Terms(NamedTuple):
+    """The equations of motion at one instant; shapes may broadcast to those named."""
+
+    mass: Tensor
+    """M [*batch, nv, nv]."""
+    force: Tensor
+    """f, all forces but dissipation [*batch, nv]."""
+    damping: Tensor | None
+    """D [*batch, nv, nv]."""
+    frictionloss: Tensor | None
+    """F [*batch, nv]."""
 
 
 class MechanicalBaseline(Baseline):
@@ -70,6 +83,10 @@ class MechanicalBaseline(Baseline):
         """Return the dry-friction limit F [N or N·m], shape [*batch, nv]; None where the system has none."""
         return None
 
+    def terms(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Terms:
+        """Return everything that a step needs at its start; overridden where the parts have much in common."""
+        return Terms(self.mass_matrix(q, p), self.smooth_force(q, v, u, p), self.damping(q, v, u, p), self.frictionloss(q, v, u, p))
+
     def energy(self, state: Tensor, parameters: Values | None = None) -> Tensor:
         """Return kinetic plus potential energy [J], shape [*batch]."""
         p = self.parameters.resolve(parameters, state)
@@ -90,9 +107,9 @@ class MechanicalBaseline(Baseline):
         p = self.parameters.resolve(parameters, state)
         q, v, _ = self.space.split(state)
         h = self.dt / self.substeps
-        acceleration, mass = self._acceleration(q, v, action, None, p)
-        free = v + h * acceleration
-        slowed = dissipate(mass, free, *self._dissipation(q, v, action, p), h)
+        now = self.terms(q, v, action, p)
+        mass, free = now.mass, v + h * solve(now.mass, now.force)
+        slowed = dissipate(mass, free, *_with_live(now, p), h)
         # 1/2 |v'|^2 - 1/2 |v*|^2 = 1/2 (v' - v*)^T M (v' + v*): no cancellation of large energies
         return 0.5 / h * ((slowed - free) * (mass @ (slowed + free).unsqueeze(-1)).squeeze(-1)).sum(-1)
 
@@ -100,25 +117,26 @@ class MechanicalBaseline(Baseline):
         """Return the constructor arguments."""
         return {"dt": self.dt, "substeps": self.substeps, "integrator": self.integrator}
 
-    def _acceleration(self, q: Tensor, v: Tensor, u: Tensor, force: Tensor | None, p: Values) -> tuple[Tensor, Tensor]:
-        mass = self.mass_matrix(q, p)
-        total = self.smooth_force(q, v, u, p)
-        return solve(mass, total if force is None else total + force), mass
-
     def _substep(self, q: Tensor, v: Tensor, u: Tensor, force: Tensor | None, p: Values, h: float) -> tuple[Tensor, Tensor]:
-        k1, mass = self._acceleration(q, v, u, force, p)
+        now = self.terms(q, v, u, p)
+        mass, (damping, limit) = now.mass, _with_live(now, p)
+        k1 = solve(mass, now.force if force is None else now.force + force)
         if self.integrator == "semi_implicit":
-            new_v = dissipate(mass, v + h * k1, *self._dissipation(q, v, u, p), h)
+            new_v = dissipate(mass, v + h * k1, damping, limit, h)
             return self.space.integrate_position(q, h * new_v), new_v
+
+        def accelerate(q: Tensor, v: Tensor) -> Tensor:
+            total = self.smooth_force(q, v, u, p)
+            return solve(self.mass_matrix(q, p), total if force is None else total + force)
+
         move = self.space.integrate_position
         v2 = v + 0.5 * h * k1
-        k2, _ = self._acceleration(move(q, 0.5 * h * v), v2, u, force, p)
+        k2 = accelerate(move(q, 0.5 * h * v), v2)
         v3 = v + 0.5 * h * k2
-        k3, _ = self._acceleration(move(q, 0.5 * h * v2), v3, u, force, p)
+        k3 = accelerate(move(q, 0.5 * h * v2), v3)
         v4 = v + h * k3
-        k4, _ = self._acceleration(move(q, h * v3), v4, u, force, p)
+        k4 = accelerate(move(q, h * v3), v4)
         free_v = v + h / 6 * (k1 + 2 * (k2 + k3) + k4)
-        damping, limit = self._dissipation(q, v, u, p)
         new_v = dissipate(mass, free_v, damping, limit, h)
         # RK4's displacement less half of what dissipation took from the velocity, which the mean velocity of the step misses
         curvature = h / 12 * (k1 - k4)
@@ -127,13 +145,15 @@ class MechanicalBaseline(Baseline):
             curvature = torch.where(held, torch.zeros_like(curvature), curvature)
         return move(q, h * (0.5 * (v + new_v) + curvature)), new_v
 
-    def _dissipation(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> tuple[Tensor | None, Tensor | None]:
-        damping, limit = self.damping(q, v, u, p), self.frictionloss(q, v, u, p)
-        if "damping" in p:
-            damping = p["damping"] if damping is None else damping + p["damping"]
-        if "frictionloss" in p:
-            limit = (p["frictionloss"] if limit is None else limit + p["frictionloss"]).clamp_min(0.0)
-        return damping, limit
+
+def _with_live(now: Terms, p: Values) -> tuple[Tensor | None, Tensor | None]:
+    """Return damping and dry-friction limit with the live additions in ``p``; the limit stays >= 0."""
+    damping, limit = now.damping, now.frictionloss
+    if "damping" in p:
+        damping = p["damping"] if damping is None else damping + p["damping"]
+    if "frictionloss" in p:
+        limit = (p["frictionloss"] if limit is None else limit + p["frictionloss"]).clamp_min(0.0)
+    return damping, limit
 
 
 def solve(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -164,15 +184,14 @@ def dissipate(mass: Tensor, v: Tensor, damping: Tensor | None, limit: Tensor | N
         h: Seconds.
         sweeps: Gauss-Seidel sweeps for more than one degree of freedom.
     """
+    if v.shape[-1] == 1:
+        return _dissipate_one(mass[..., 0], v, damping, limit, h)
     if damping is not None:
-        momentum = mass[..., 0] * v if v.shape[-1] == 1 else (mass @ v.unsqueeze(-1)).squeeze(-1)
+        momentum = (mass @ v.unsqueeze(-1)).squeeze(-1)
         mass = mass + h * damping
         v = solve(mass, momentum)
     if limit is None:
         return v
-    if v.shape[-1] == 1:
-        bound = h * limit / mass[..., 0]
-        return v - torch.minimum(torch.maximum(v, -bound), bound)
     # where friction can stop everything, it does, exactly; else the sweeps start from no friction. Both are passive.
     stop = -(mass @ v.unsqueeze(-1)).squeeze(-1)
     held = (stop.abs() <= h * limit).all(-1, keepdim=True)
@@ -186,3 +205,15 @@ def dissipate(mass: Tensor, v: Tensor, damping: Tensor | None, limit: Tensor | N
             impulse[i] = torch.clamp(old - v[..., i] * weights[i], lower[i], upper[i])
             v = v + columns[i] * (impulse[i] - old).unsqueeze(-1)
     return v
+
+
+def _dissipate_one(mass: Tensor, v: Tensor, damping: Tensor | None, limit: Tensor | None, h: float) -> Tensor:
+    """Solve one degree of freedom in closed form; mass and v of shape [*batch, 1]."""
+    if damping is not None:
+        momentum = mass * v
+        mass = mass + h * damping[..., 0]
+        v = momentum / mass
+    if limit is None:
+        return v
+    bound = h * limit / mass
+    return v - torch.minimum(torch.maximum(v, -bound), bound)

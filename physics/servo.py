@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameter, Parameters, Values
-from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline
+from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline, Terms
 from residual_mbrl.spaces import StateSpace
 
 SPACE = StateSpace(position=("angle",), velocity=("rate",), action=("goal", "enabled", "gain"),
@@ -67,7 +67,9 @@ class Servo(MechanicalBaseline):
 
     def current(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
         """Return the motor current [A], zero while switched off, shape [*batch]."""
-        duty = self.duty(q, u)
+        return self._current(self.duty(q, u), v, u, p)
+
+    def _current(self, duty: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
         voltage = duty * p["supply_voltage"] - p["torque_constant"] * v[..., 0]
         return u[..., 1] * voltage / (p["resistance"] + p["supply_resistance"] * duty.abs())
 
@@ -93,16 +95,25 @@ class Servo(MechanicalBaseline):
 
     def frictionloss(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
         """Return the dry-friction limit F [N·m], shape [*batch, 1]."""
-        motor, load = p["torque_constant"] * self.current(q, v, u, p), self.load_torque(q, p)
-        share = u[..., 1] * p["load_friction"] + (1 - u[..., 1]) * p["load_friction_off"]
+        return self._frictionloss(p["torque_constant"] * self.current(q, v, u, p), self.load_torque(q, p), v, u, p)
+
+    def _frictionloss(self, motor: Tensor, load: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
+        share = torch.lerp(p["load_friction_off"], p["load_friction"], u[..., 1])
         extra = torch.exp(-v[..., 0].abs() / p["stribeck_rate"]) * p["stribeck_friction"] * load.abs()
         return (p["coulomb"] + (share * load - p["motor_friction"] * motor).abs() + extra).unsqueeze(-1)
+
+    def terms(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Terms:
+        """Return the equations of motion; motor and load torque, which force and friction share, are computed once."""
+        motor, load = p["torque_constant"] * self.current(q, v, u, p), self.load_torque(q, p)
+        limit = self._frictionloss(motor, load, v, u, p)
+        return Terms(self.mass_matrix(q, p), (motor + load).unsqueeze(-1), self.damping(q, v, u, p), limit)
 
     def signals(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> dict[str, Tensor]:
         """Return torques, duty, current and enable, each [*batch, 1]."""
         p = self.parameters.resolve(parameters, state)
         q, v, _ = self.space.split(state)
-        current = self.current(q, v, action, p)
+        duty = self.duty(q, action)
+        current = self._current(duty, v, action, p)
         signals = {"motor_torque": p["torque_constant"] * current, "load_torque": self.load_torque(q, p),
-                   "duty": self.duty(q, action), "current": current, "enabled": action[..., 1]}
+                   "duty": duty, "current": current, "enabled": action[..., 1]}
         return {n: x.unsqueeze(-1) for n, x in signals.items()}

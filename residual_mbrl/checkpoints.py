@@ -95,10 +95,13 @@ def load(path: Path, fingerprint: str) -> Training | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # through memory: numpy leaves the file open where it turns out to be no archive
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             meta, z, best = json.loads(str(file["meta"])), file["z"], file["best"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+        owner, history = meta.pop("fingerprint"), tuple(Round(**r) for r in meta.pop("history"))
+        training = Training(z=z, best=best, history=history, **meta)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
         raise ModelError(f"{path}: not a training checkpoint ({e}); delete it to start anew") from e
-    if meta.pop("fingerprint") != fingerprint:
+    if owner != fingerprint:
         raise ModelError(f"{path}: checkpoint of another model, data or options; delete it to start anew")
-    return Training(z=z, best=best, **{**meta, "history": tuple(Round(**r) for r in meta["history"])})
+    return training

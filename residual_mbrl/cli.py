@@ -40,13 +40,14 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
     from residual_mbrl.demo import demo as run  # noqa: PLC0415
 
     with _resumable(out), _progress() as progress:
-        run(out, seed, progress)
+        metrics = run(out, seed, progress)
+    _show(_metrics(metrics))
     _say(f"report: {out / 'report.html'}")
     return 0
 
 
 def calibrate(preset: Annotated[str, tyro.conf.Positional], *, data: Path, out: Path, free: tuple[str, ...] = (), seed: int = 0,
-              residual: bool = True, resume: bool = True) -> int:
+              residual: bool = True, resume: bool = True, workers: int = 2) -> int:
     """Calibrate a plant on its logs: identify, fit, evaluate, report.
 
     Args:
@@ -57,6 +58,7 @@ def calibrate(preset: Annotated[str, tyro.conf.Positional], *, data: Path, out: 
         seed: Seed of the search and of the weights.
         residual: Fit a residual after identification.
         resume: Go on from where the same command was interrupted.
+        workers: Processes that fit held-out folds side by side.
     """
     from residual_mbrl.calibration import calibrate as run  # noqa: PLC0415
     from residual_mbrl.presets import PRESETS  # noqa: PLC0415
@@ -67,7 +69,8 @@ def calibrate(preset: Annotated[str, tyro.conf.Positional], *, data: Path, out: 
     if not resume:
         shutil.rmtree(files.progress_folder(out), ignore_errors=True)
     with _resumable(out), _progress() as progress:
-        done = run(PRESETS[preset], data, out, free=free or None, residual=residual, seed=seed, progress=progress)
+        done = run(PRESETS[preset], data, out, free=free or None, residual=residual, seed=seed,
+                                     workers=workers, progress=progress)
     _show(_parameters(done))
     _say(f"artefact: {out}\nreport: {out / 'report.html'}")
     return 0

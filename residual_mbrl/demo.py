@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from residual_mbrl import files
-from residual_mbrl.calibration import calibrate, models_of
+from residual_mbrl.baselines import Baseline
+from residual_mbrl.calibration import calibrate
+from residual_mbrl.calibration_report import models_of
 from residual_mbrl.datasets import bam
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fitting import FitOptions
@@ -20,8 +23,10 @@ from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.metrics import Metric
 from residual_mbrl.physics.servo import PARAMETERS, Servo
 from residual_mbrl.presets import PRESETS
-from residual_mbrl.presets.preset import Preset
+from residual_mbrl.presets.preset import Candidates, Preset
 from residual_mbrl.rollouts import rollout
+
+Array = NDArray[np.float64]
 
 TRUTH = {"load_mass": 0.49 * 1.3, "armature": 0.0018, "angle_offset": 0.013, "viscous": 0.0066, "coulomb": 0.008,
          "motor_friction": 0.09, "load_friction": 0.15, "load_friction_off": 0.03, "stribeck_friction": 0.2, "supply_resistance": 2.0}
@@ -30,7 +35,7 @@ TRUTH = {"load_mass": 0.49 * 1.3, "armature": 0.0018, "angle_offset": 0.013, "vi
 ENCODER_STEP = 2 * np.pi / 4096
 PARTS = {"train": ("sine_g200", "steps_g200", "chirp_g400", "drop_g400", "steps_g800"), "val": ("chirp_g200", "sine_g800"),
          "test": ("sine_g400", "steps_g400")}
-SECONDS = 4.0
+SECONDS = 3.0
 
 
 def baseline() -> Servo:
@@ -41,9 +46,16 @@ def baseline() -> Servo:
     return Servo(PARAMETERS.replaced(**fixed, **known, load_mass={"free": True}, coulomb={"nominal": 0.03}))
 
 
+def candidates(model: Baseline, seed: int) -> Candidates:
+    """Offer friction and drive residuals of the servo preset, and both together."""
+    offered = PRESETS["servo"].candidates(model, seed)
+    friction, drive = offered["dry friction"], offered["actuator"]
+    return {"dry friction": friction, "actuator": drive, "dry friction and actuator": [*friction, *drive]}
+
+
 DEMO = replace(PRESETS["servo"], name="demo", summary="simulated servo with unknown load, friction and sag", baseline=baseline,
-               leave_group_out=False, identify=IdentifyOptions(candidates=32, starts=1, iterations=20, every=2),
-               fit=FitOptions(rounds=2, iterations=6, every=4, ridge=0.02))
+               candidates=candidates, leave_group_out=False, identify=IdentifyOptions(candidates=32, starts=1, iterations=20, every=2),
+               fit=FitOptions(rounds=2, iterations=6, every=4, ridge=0.02, parameters=True))
 
 
 def demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
@@ -74,7 +86,7 @@ def simulate_logs(folder: Path, seed: int = 0) -> None:
     """
     plant = ResidualDynamics(Servo(), values=TRUTH)
     rng = np.random.default_rng(seed)
-    time = np.arange(round(SECONDS / plant.dt) + 1) * plant.dt
+    time = plant.dt * np.arange(round(SECONDS / plant.dt) + 1, dtype=np.float64)
     for name in (n for names in PARTS.values() for n in names):
         shape, gain = name.split("_g")
         goal, enabled = _command(shape, time), np.where((shape == "drop") & (time > 1.5), 0.0, 1.0)
@@ -86,11 +98,12 @@ def simulate_logs(folder: Path, seed: int = 0) -> None:
     files.write_text(folder / "split.json", json.dumps(PARTS))
 
 
-def _command(shape: str, time: np.ndarray) -> np.ndarray:
+def _command(shape: str, time: Array) -> Array:
     if shape == "sine":
-        return 1.2 * np.sin(2.5 * time) + 0.4 * np.sin(7.0 * time)
+        return np.asarray(1.2 * np.sin(2.5 * time) + 0.4 * np.sin(7.0 * time))
     if shape == "chirp":
-        return 0.9 * np.sin((1.0 + 1.5 * time) * time)
+        return np.asarray(0.9 * np.sin((1.0 + 1.5 * time) * time))
     if shape == "drop":
         return np.full_like(time, 1.6) * np.minimum(time / 0.8, 1.0)
-    return 1.4 * np.sign(np.sin(2 * np.pi * time / 1.7)) * (0.5 + 0.5 * (time % 3.4 < 1.7))
+    steps: Array = 1.4 * np.sign(np.sin(2 * np.pi * time / 1.7)) * (0.5 + 0.5 * (time % 3.4 < 1.7))
+    return steps

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual_mbrl.baselines import Baseline, Port, Values
-from residual_mbrl.residuals.base import Certificate, Context, Residual
+from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live
+
+
+class Correction(NamedTuple):
+    """What the residuals together hand to the baseline in one step."""
+
+    contexts: list[Context]
+    """What each residual saw."""
+    action: Tensor
+    """Command as executed, shape [*batch, nu]."""
+    force: Tensor | None
+    """Generalised force [N or N·m], shape [*batch, nv]; None where nothing is added."""
+    values: dict[str, Tensor]
+    """Physical parameter values with all live additions."""
+    delta: Tensor | None
+    """Tangent of the next state per second, shape [*batch, ndx]; None where nothing is added."""
 
 
 class ResidualDynamics(nn.Module):
     """``x' = baseline.step(x, u + Δu, force, parameters + Δp) ⊞ dt r``: residuals on one port add up.
 
-    Residuals are evaluated at the start of each step. Those with memory (lag, delay) extend the state by it.
+    Residuals are evaluated at the start of each step, those on the action port first: all others see the command as it is
+    executed, and baseline signals that follow from it. Those with memory (lag, delay) extend the state by it.
 
     Args:
         baseline: What is known.
@@ -56,8 +73,9 @@ class ResidualDynamics(nn.Module):
 
     def resolve(self, parameters: Values | None, like: Tensor) -> dict[str, Tensor]:
         """Return a value for every physical parameter: those given, this model's own otherwise."""
-        resolved = {n: torch.tensor(x, dtype=like.dtype, device=like.device) for n, x in self.values.items()}
-        return {**resolved, **(parameters or {})}
+        given = parameters or {}
+        own = {n: torch.tensor(x, dtype=like.dtype, device=like.device) for n, x in self.values.items() if n not in given}
+        return {**own, **given}
 
     def with_values(self, values: Mapping[str, float]) -> ResidualDynamics:
         """Return a model with other physical parameter values and the same residuals (shared, not copied)."""
@@ -71,15 +89,49 @@ class ResidualDynamics(nn.Module):
         """Return a baseline state with each residual's memory at its start appended, shape [*batch, space.nx]."""
         if self.space is self.baseline.space:
             return state
-        context = Context(self.baseline.space, state, action, dt=self.dt)
+        context = Context(self.baseline.space, state, action, dt=self.dt, values=self.resolve(None, state))
         return torch.cat([state, *(r.initial_memory(context) for r in self._corrections)], -1)
 
     def contexts(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> list[Context]:
-        """Return what each residual sees in a step."""
-        known = state[..., : self.baseline.space.nx]
-        signals = self.baseline.signals(known, action, parameters) if len(self.residuals) else {}
-        return [Context(self.baseline.space, known, action, signals, state[..., m] if m.stop > m.start else None, self.dt)
-                for m in self._memory]
+        """Return what each residual sees in a step: the command as sent on the action port, as executed on all others.
+
+        A baseline state without memory stands for a plant that has long been as it is.
+        """
+        if state.shape[-1] < self.space.nx:
+            state = self.initial_state(state, action)
+        return self._seen(state, action, self.resolve(parameters, state))[0]
+
+    def _seen(self, state: Tensor, action: Tensor, p: Values) -> tuple[list[Context], Tensor]:
+        """Return what each residual sees, and the command as executed."""
+        known, residuals = state[..., : self.baseline.space.nx], self._corrections
+
+        def context(memory: slice, u: Tensor, signals: Values) -> Context:
+            own = state[..., memory] if memory.stop > memory.start else None
+            return Context(self.baseline.space, known, u, signals, own, self.dt, p)
+
+        drives = {i: context(self._memory[i], action, {}) for i, r in enumerate(residuals) if r.port is Port.ACTION}
+        executed = action
+        for i, seen in drives.items():
+            executed = executed + residuals[i](seen)
+        signals = self.baseline.signals(known, executed, p) if len(drives) < len(residuals) else {}
+        return [drives[i] if i in drives else context(m, executed, signals) for i, m in enumerate(self._memory)], executed
+
+    def correction(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Correction:
+        """Return what the residuals together add to a baseline step; arguments as in ``step``."""
+        p = self.resolve(parameters, state)
+        contexts, executed = self._seen(state, action, p)
+        force, delta = None, None
+        for residual, context in zip(self._corrections, contexts, strict=True):
+            if residual.port is Port.ACTION:
+                continue
+            out: Tensor = residual(context)
+            if residual.port is Port.FORCE:
+                force = out if force is None else force + out
+            elif residual.port is Port.STATE:
+                delta = out if delta is None else delta + out
+            elif residual.live is not None:
+                p = add_live(p, residual.live, out)
+        return Correction(contexts, executed, force, p, delta)
 
     def step(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
              parameters: Values | None = None) -> Float[Tensor, "... nx"]:
@@ -90,28 +142,15 @@ class ResidualDynamics(nn.Module):
             action: Shape [*batch, nu].
             parameters: Physical values by name that replace this model's own, each broadcastable to [*batch].
         """
-        complete = parameters is not None and parameters.keys() >= self.values.keys()
-        p = dict(parameters or {}) if complete else self.resolve(parameters, state)
         if not self.residuals:
-            return self.baseline.step(state, action, None, p)
-        contexts = self.contexts(state, action, p)
-        force, delta, executed = None, None, action
-        for residual, context in zip(self._corrections, contexts, strict=True):
-            out: Tensor = residual(context)
-            if residual.port is Port.FORCE:
-                force = out if force is None else force + out
-            elif residual.port is Port.ACTION:
-                executed = executed + out
-            elif residual.port is Port.STATE:
-                delta = out if delta is None else delta + out
-            elif residual.live is not None:
-                p[residual.live] = p[residual.live] + out if residual.live in p else out
-        known = self.baseline.step(contexts[0].state, executed, force, p)
-        if delta is not None:
-            known = self.baseline.space.integrate(known, self.dt * delta)
+            return self.baseline.step(state, action, None, self.resolve(parameters, state))
+        added = self.correction(state, action, parameters)
+        known = self.baseline.step(added.contexts[0].state, added.action, added.force, added.values)
+        if added.delta is not None:
+            known = self.baseline.space.integrate(known, self.dt * added.delta)
         if self.space is self.baseline.space:
             return known
-        return torch.cat([known, *(r.next_memory(c) for r, c in zip(self._corrections, contexts, strict=True))], -1)
+        return torch.cat([known, *(r.next_memory(c) for r, c in zip(self._corrections, added.contexts, strict=True))], -1)
 
     def forward(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Tensor:
         """Call ``step``."""
@@ -133,15 +172,13 @@ class ResidualDynamics(nn.Module):
 
     def normalise(self, state: Tensor, action: Tensor) -> None:
         """Set every residual's normaliser from states and actions of the data, shapes [*batch, nx], [*batch, nu]."""
-        p = self.resolve(None, state)
-        for residual, context in zip(self._corrections, self.contexts(state, action, p), strict=True):
+        for residual, context in zip(self._corrections, self.contexts(state, action), strict=True):
             residual.normalise(context)
 
     def certificates(self, state: Tensor, action: Tensor) -> list[Certificate]:
         """Return what each residual was found to do at worst over these states and actions."""
-        p = self.resolve(None, state)
         with torch.no_grad():
-            return [r.certificate(c, self.baseline) for r, c in zip(self._corrections, self.contexts(state, action, p), strict=True)]
+            return [r.certificate(c, self.baseline) for r, c in zip(self._corrections, self.contexts(state, action), strict=True)]
 
 
 def ensemble(members: Sequence[ResidualDynamics]) -> ResidualDynamics:

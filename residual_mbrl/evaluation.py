@@ -193,18 +193,18 @@ def evaluate(models: Mapping[str, Model], windows: Windows, *, columns: Sequence
         raise ValueError(f"evaluate: horizons must lie in [1, {horizon}] and skip in [0, {horizon}], received {list(reported)}, {skip}")
     steps = np.unique([*np.linspace(1, horizon, min(horizon, CURVE_POINTS)).astype(int), *reported])
     with_windows = sorted(set(windows.log.tolist()))
-    log = np.searchsorted(with_windows, windows.log.numpy())
+    log = np.searchsorted(with_windows, windows.log.cpu().numpy())
     by_log = len(with_windows) > 1
     unit = log if by_log else np.arange(len(log))
     count = int(unit.max()) + 1
-    recorded = windows.recorded[..., chosen].numpy()
-    measured = np.where(recorded, windows.measurements[..., chosen].double().numpy(), np.nan)
+    recorded = windows.recorded[..., chosen].cpu().numpy()
+    measured = np.where(recorded, _array(windows.measurements[..., chosen]), np.nan)
     data = _Data(windows=windows, chosen=chosen, measured=measured, scored=recorded & (np.arange(horizon + 1) >= skip)[:, None],
                  log=log, logs=len(with_windows), unit=unit, units=count, draws=draw(count, resamples=resamples, seed=seed), steps=steps)
     scored = {name: _score(model, data) for name, model in models.items()}
     pairs = tuple(_paired(a, b, scored[a], scored[b]) for a, b in combinations(scored, 2))
     return Evaluation(split=split, scores={n: s.score for n, s in scored.items()}, pairs=pairs, columns=names, units=units,
-                      logs=tuple(windows.names[i] for i in with_windows), log=log, time=windows.time.double().numpy(), measured=measured,
+                      logs=tuple(windows.names[i] for i in with_windows), log=log, time=_array(windows.time), measured=measured,
                       steps=steps, horizons=reported, dt=windows.dt, unit_name="log" if by_log else "window", unit_count=count,
                       resamples=resamples, seed=seed)
 
@@ -234,7 +234,7 @@ class _Scored(NamedTuple):
 
 def _score(model: Model, data: _Data) -> _Scored:
     prediction = model.predict(data.windows)
-    predicted = prediction.measurements[..., data.chosen].double().numpy()
+    predicted = _array(prediction.measurements[..., data.chosen])
     error = np.abs(np.where(np.isfinite(predicted), predicted, np.inf) - np.nan_to_num(data.measured))
     error = np.where(data.scored, error, np.nan)
     sums, counts = per_unit(error, data.unit, data.units)
@@ -247,7 +247,8 @@ def _score(model: Model, data: _Data) -> _Scored:
         predicted=predicted, error=error, over_horizon=mean_band(sums[:, data.steps], counts[:, data.steps], data.draws),
         log_mae=divide(log_sums.sum(1), log_counts.sum(1)), log_rmse=np.sqrt(divide(log_squares.sum(1), log_counts.sum(1))),
         mae=mean_band(total, number, data.draws), rmse=Band(*(np.sqrt(x) for x in mean_square)),
-        diverged=np.asarray(np.isinf(error).any((1, 2))), examination=examine(model.dynamics, prediction, _length(data.windows.recorded)))
+        diverged=np.asarray(np.isinf(error).any((1, 2))),
+        examination=examine(model.parts(data.windows), prediction, _length(data.windows.recorded)))
     return _Scored(score, hidden_if_single(ratio(total, number, data.draws), data.units), divide(total, number))
 
 
@@ -283,7 +284,11 @@ def _columns(models: Mapping[str, Model], windows: Windows,
 def _length(recorded: torch.Tensor) -> torch.Tensor:
     """Return the last recorded step of each window, shape [B]."""
     some = recorded.any(-1)
-    return (some * torch.arange(some.shape[1])).amax(1)
+    return (some * torch.arange(some.shape[1], device=some.device)).amax(1)
+
+
+def _array(x: torch.Tensor) -> Array:
+    return np.asarray(x.double().cpu().numpy())
 
 
 def _metric(model: str, name: str, unit: str, numbers: Band, place: int | tuple[int, int], *,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from residual_mbrl.baselines import Port
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
 from residual_mbrl.observation import Prediction
-from residual_mbrl.residuals.base import Certificate, Context, Residual
+from residual_mbrl.residuals.base import Certificate, Residual
 
 Array = NDArray[np.float64]
 
@@ -98,28 +99,77 @@ class _Visited(NamedTuple):
     """Shape [N, nu]."""
 
 
-def examine(dynamics: ResidualDynamics, prediction: Prediction, length: Tensor) -> Examination:
+class _Squares(NamedTuple):
+    """Sums of squares over steps, in the norm of kinetic energy."""
+
+    steps: int
+    """How many steps."""
+
+    part: float
+    """Of a residual force."""
+    total: float
+    """Of the total force that moves the plant."""
+
+
+class _Found(NamedTuple):
+    """What one part's dynamics do along the windows that they predicted; forces, energies and outputs as in ``Examination``."""
+
+    residual_force: Array
+    squares: _Squares
+    outputs: list[Array]
+    """Output of each residual over the visited states, [N, ...]; no entries where no state was visited."""
+    output_squares: list[_Squares]
+    energy: EnergyBalance
+    certificates: list[Certificate]
+
+
+def examine(parts: Sequence[tuple[ResidualDynamics, slice]], prediction: Prediction, length: Tensor) -> Examination:
     """Examine a model along its own predictions.
 
+    Where several dynamics share the windows (cross-validation), each is examined on its own windows; shares and quantiles
+    are over all visited states, certificates are the worst of any part's.
+
     Args:
-        dynamics: The model that predicted.
-        prediction: Its states [B, H + 1, nx] and actions [B, H, nu].
+        parts: The dynamics that predicted, each with the windows it did; together all windows in order, alike but for values
+            and weights.
+        prediction: States [B, H + 1, nx] and actions [B, H, nu].
         length: Steps of each window up to its last recorded sample, shape [B].
     """
-    states, actions = prediction.states, prediction.actions
-    within = torch.arange(actions.shape[1]) < length[:, None]
-    rows = within & torch.isfinite(states).all(-1)[:, :-1] & torch.isfinite(states).all(-1)[:, 1:]
-    visited = _Visited(rows, states[:, :-1][rows], states[:, 1:][rows], actions[rows])
     with torch.no_grad():
-        force = dynamics.residual_force(visited.state, visited.action)
-        full = torch.full((*rows.shape, force.shape[-1]), torch.nan, dtype=force.dtype)
-        full[rows] = force
-        space = dynamics.baseline.space
-        return Examination(residual_force=full.double().numpy(), force_names=space.velocity,
-                           force_units=tuple(_force_unit(dynamics, space.unit(n)) for n in space.velocity),
-                           force_share=_share(dynamics, visited, force), pieces=_pieces(dynamics, visited),
-                           energy=_energy(dynamics, prediction, length, visited, force),
-                           certificates=tuple(dynamics.certificates(visited.state, visited.action)) if len(visited.state) else ())
+        found = [_examine(d, Prediction(*(x[rows] for x in prediction)), length[rows]) for d, rows in parts]
+    dynamics = parts[0][0]
+    space, residuals = dynamics.baseline.space, _residuals(dynamics)
+    seen = [f for f in found if f.certificates]
+    energy = [f.energy for f in found]
+    return Examination(
+        residual_force=np.concatenate([f.residual_force for f in found]), force_names=space.velocity,
+        force_units=tuple(_force_unit(dynamics, space.unit(n)) for n in space.velocity),
+        force_share=_share([f.squares for f in found]),
+        pieces=tuple(_piece(dynamics, r, np.concatenate([f.outputs[i] for f in seen]), _share([f.output_squares[i] for f in seen]))
+                     for i, r in enumerate(residuals)) if seen else (),
+        energy=EnergyBalance(stored=np.concatenate([e.stored for e in energy]), dissipated=np.concatenate([e.dissipated for e in energy]),
+                             residual_work=np.concatenate([e.residual_work for e in energy])),
+        certificates=tuple(_worst([f.certificates[i] for f in seen]) for i in range(len(residuals))) if seen else ())
+
+
+def _examine(dynamics: ResidualDynamics, prediction: Prediction, length: Tensor) -> _Found:
+    states, actions = prediction.states, prediction.actions
+    within = torch.arange(actions.shape[1], device=actions.device) < length[:, None]
+    finite = torch.isfinite(states).all(-1)
+    rows = within & finite[:, :-1] & finite[:, 1:]
+    visited = _Visited(rows, states[:, :-1][rows], states[:, 1:][rows], actions[rows])
+    force = dynamics.residual_force(visited.state, visited.action)
+    full = force.new_full((*rows.shape, force.shape[-1]), torch.nan)
+    full[rows] = force
+    outputs, squares = _outputs(dynamics, visited) if len(visited.state) else ([], [])
+    return _Found(residual_force=_array(full), squares=_squares(dynamics, visited, force), outputs=outputs, output_squares=squares,
+                  energy=_energy(dynamics, prediction, length, visited, force),
+                  certificates=dynamics.certificates(visited.state, visited.action) if len(visited.state) else [])
+
+
+def _worst(found: Sequence[Certificate]) -> Certificate:
+    """Join one residual's certificates of several parts: the one nearest to its limit, over the states of all."""
+    return replace(max(found, key=lambda c: c.worst - c.limit), samples=sum(c.samples for c in found))
 
 
 def _force_unit(dynamics: ResidualDynamics, velocity_unit: str) -> str:
@@ -128,43 +178,50 @@ def _force_unit(dynamics: ResidualDynamics, velocity_unit: str) -> str:
     return "N·m" if velocity_unit.startswith("rad") else "N"
 
 
-def _share(dynamics: ResidualDynamics, visited: _Visited, force: Tensor) -> float:
-    """Return rms of a force over rms of the total, in the norm of kinetic energy; see ``Examination``."""
-    if not len(force):
-        return float("nan")
+def _squares(dynamics: ResidualDynamics, visited: _Visited, force: Tensor) -> _Squares:
+    """Return sums of squares of a force and of the total; see ``Examination.force_share``."""
     space = dynamics.baseline.space
     q, v, _ = space.split(visited.state[:, : space.nx])
     acceleration = (space.split(visited.after[:, : space.nx])[1] - v) / dynamics.dt
     mass_matrix = getattr(dynamics.baseline, "mass_matrix", None)
     if mass_matrix is None:
-        part, total = force.square().sum(-1), acceleration.square().sum(-1)
-    else:
-        mass = mass_matrix(q, dynamics.resolve(None, q)).expand(len(q), space.nv, space.nv)
-        part = (force * torch.linalg.solve(mass, force)).sum(-1)
-        total = (acceleration * (mass @ acceleration.unsqueeze(-1)).squeeze(-1)).sum(-1)
-    return float((part.mean() / total.mean().clamp_min(1e-300)).sqrt())
+        return _Squares(len(force), float(force.square().sum()), float(acceleration.square().sum()))
+    mass = mass_matrix(q, dynamics.resolve(None, q)).expand(len(q), space.nv, space.nv)
+    return _Squares(len(force), float((force * torch.linalg.solve(mass, force)).sum()),
+                    float((acceleration * (mass @ acceleration.unsqueeze(-1)).squeeze(-1)).sum()))
 
 
-def _pieces(dynamics: ResidualDynamics, visited: _Visited) -> tuple[Piece, ...]:
-    if not len(visited.state):
-        return ()
-    space, pieces, memory = dynamics.baseline.space, [], dynamics.baseline.space.nx
-    p = dynamics.resolve(None, visited.state)
-    for residual, context in _joined(dynamics, visited, p):
+def _share(squares: Sequence[_Squares]) -> float:
+    """Return rms of a force over rms of the total, all parts together; NaN where nothing was visited."""
+    steps, part, total = (sum(s) for s in zip(*squares, strict=True))
+    return float(np.sqrt(part / max(total, 1e-300))) if steps else float("nan")
+
+
+def _outputs(dynamics: ResidualDynamics, visited: _Visited) -> tuple[list[Array], list[_Squares]]:
+    """Return the output of each residual, and what it does alone, over the visited states."""
+    memory = dynamics.baseline.space.nx
+    known, outputs, squares = visited.state[:, :memory], [], []
+    for residual, context in zip(_residuals(dynamics), dynamics.contexts(visited.state, visited.action), strict=True):
         own = slice(memory, memory + len(residual.memory_names))
         memory = own.stop
-        alone = dynamics.with_residuals([residual])
-        force = alone.residual_force(torch.cat([visited.state[:, : space.nx], visited.state[:, own]], -1), visited.action)
-        low, high = np.quantile(residual(context).double().numpy(), [0.05, 0.95])
-        pieces.append(Piece(name=residual.name, port=residual.port.value, live=_live(residual), low=float(low), high=float(high),
-                            unit=_output_unit(dynamics, residual.port, _live(residual)),
-                            share=_share(dynamics, visited, force)))
-    return tuple(pieces)
+        force = dynamics.with_residuals([residual]).residual_force(torch.cat([known, visited.state[:, own]], -1), visited.action)
+        outputs.append(_array(residual(context)))
+        squares.append(_squares(dynamics, visited, force))
+    return outputs, squares
 
 
-def _joined(dynamics: ResidualDynamics, visited: _Visited, p: dict[str, Tensor]) -> list[tuple[Residual, Context]]:
-    residuals = cast("list[Residual]", list(dynamics.residuals))
-    return list(zip(residuals, dynamics.contexts(visited.state, visited.action, p), strict=True))
+def _piece(dynamics: ResidualDynamics, residual: Residual, output: Array, share: float) -> Piece:
+    low, high = np.quantile(output, [0.05, 0.95])
+    return Piece(name=residual.name, port=residual.port.value, live=_live(residual), low=float(low), high=float(high),
+                 unit=_output_unit(dynamics, residual.port, _live(residual)), share=share)
+
+
+def _residuals(dynamics: ResidualDynamics) -> list[Residual]:
+    return cast("list[Residual]", list(dynamics.residuals))
+
+
+def _array(x: Tensor) -> Array:
+    return np.asarray(x.double().cpu().numpy())
 
 
 def _live(residual: Residual) -> str:
@@ -188,37 +245,26 @@ def _output_unit(dynamics: ResidualDynamics, port: Port, live: str) -> str:
 def _energy(dynamics: ResidualDynamics, prediction: Prediction, length: Tensor, visited: _Visited, force: Tensor) -> EnergyBalance:
     baseline, batch = dynamics.baseline, len(length)
     known, p = visited.state[:, : baseline.space.nx], dynamics.resolve(None, prediction.states)
-    unknown = torch.full((batch,), torch.nan, dtype=force.dtype)
+    unknown = force.new_full((batch,), torch.nan)
 
     def per_window(power: Tensor) -> Tensor:
         window = torch.nonzero(visited.rows)[:, 0]
-        total = torch.zeros(batch, dtype=power.dtype).index_add(0, window, dynamics.dt * power)
+        total = power.new_zeros(batch).index_add(0, window, dynamics.dt * power)
         return torch.where(visited.rows.sum(1) == length, total, unknown)
 
     try:
-        ends = prediction.states[torch.arange(batch), length][:, : baseline.space.nx]
+        ends = prediction.states[torch.arange(batch, device=length.device), length][:, : baseline.space.nx]
         stored = baseline.energy(ends, p) - baseline.energy(prediction.states[:, 0, : baseline.space.nx], p)
         stored = torch.where(torch.isfinite(stored), stored, unknown)
     except ModelError:
         stored = unknown
     try:
-        dissipated = per_window(baseline.dissipation_power(known, *_as_executed(dynamics, visited)))
+        as_stepped = dynamics.correction(visited.state, visited.action)
+        dissipated = per_window(baseline.dissipation_power(known, as_stepped.action, as_stepped.values))
     except ModelError:
         dissipated = unknown
     work = unknown
     if hasattr(baseline, "mass_matrix"):
         mean_v = 0.5 * (baseline.space.split(known)[1] + baseline.space.split(visited.after[:, : baseline.space.nx])[1])
         work = per_window((force * mean_v).sum(-1))
-    return EnergyBalance(stored=stored.double().numpy(), dissipated=dissipated.double().numpy(), residual_work=work.double().numpy())
-
-
-def _as_executed(dynamics: ResidualDynamics, visited: _Visited) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the action and the parameters that the baseline's step sees, residuals on those ports added."""
-    p, action = dynamics.resolve(None, visited.state), visited.action
-    for residual, context in _joined(dynamics, visited, p):
-        if residual.port is Port.ACTION:
-            action = action + residual(context)
-        elif residual.port is Port.PARAMETERS and residual.live is not None:
-            out = residual(context)
-            p[residual.live] = p[residual.live] + out if residual.live in p else out
-    return action, p
+    return EnergyBalance(stored=_array(stored), dissipated=_array(dissipated), residual_work=_array(work))

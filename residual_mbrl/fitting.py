@@ -163,9 +163,7 @@ def _gauss_newton(problem: SimulationError, z: Array, start: Array, options: Fit
         known = memo.pop(x.tobytes(), None)
         return np.concatenate([problem.jacobian(x) if known is None else known, penalty])
 
-    lower, upper = problem.bounds()
-    inside = np.clip(z, lower + 1e-9, upper - 1e-9)
-    solved = least_squares(errors, inside, jac=jacobian, bounds=(lower, upper), loss=robust.scipy_loss(options.loss, rows),
+    solved = least_squares(errors, problem.inside(z), jac=jacobian, bounds=problem.bounds(), loss=robust.scipy_loss(options.loss, rows),
                            f_scale=options.f_scale, x_scale=1.0, max_nfev=options.iterations, ftol=1e-6, xtol=1e-6, gtol=1e-9)
     return np.asarray(solved.x)
 

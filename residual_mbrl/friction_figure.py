@@ -60,4 +60,4 @@ def learned_friction(model: Model, windows: Windows) -> dict[str, tuple[Figure, 
         labels.append(f"at {baseline.space.position[0]} {float(q[i, 0]):.2f} {baseline.space.unit(baseline.space.position[0])}")
     figure = friction_curve(speed.numpy(), torch.stack(plain).numpy(), torch.stack(corrected).numpy(), labels=labels, velocity_unit=unit,
                             force_unit=force)
-    return {"friction": (figure, "Dry-friction limit over velocity at three loads from the data: identified (dashed) and with the residual.")}
+    return {"friction": (figure, "Dry-friction limit over velocity at three loads from the data, without and with the residual.")}

@@ -23,6 +23,9 @@ BOUND_TOLERANCE = 1e-3
 SMALL_STEP = 1e-5
 """Differences for the statistics: the search's large steps cross stick-slip switches, which passes for information."""
 
+ROUNDING = 1e-13
+"""Singular values below this share of the largest are zero but for rounding: what lies along them is unknown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -73,19 +76,24 @@ def identifiability(problem: SimulationError, z: Array) -> Identifiability:
     n, rows = len(problem.free), problem.rows()
     errors = problem(z)[:rows]
     error = float(np.sqrt(np.mean(errors**2) * _correlation_time(problem, errors)))
-    s, vt = np.linalg.svd(replace(problem, step=SMALL_STEP).jacobian(z)[:rows], full_matrices=False)[1:]
-    uncertain = max(error, 1e-12) / np.maximum(s, 1e-300)
+    jacobian = replace(problem, step=SMALL_STEP).jacobian(z)[:rows]
+    fewer = max(0, problem.length - rows)  # than unknowns: rows of zeros, so that what no row sees has its direction too
+    s, vt = np.linalg.svd(np.pad(jacobian, ((0, fewer), (0, 0))), full_matrices=False)[1:]
+    silence = max(s[0] * ROUNDING, 1e-100)
+    uncertain = max(error, 1e-12) / np.maximum(s, silence)
     covariance = (vt.T * uncertain**2) @ vt
-    std = np.sqrt(np.diag(covariance))[:n]
+    spread = np.sqrt(np.diag(covariance))[:n]
+    unseen = (vt[s <= silence, :n] ** 2).sum(0) > 1e-6
+    std = np.where(unseen, np.inf, spread)
     lower, upper = problem.bounds()
     values = problem.values(z)
     estimates = tuple(Estimate(parameter=p, value=values[p.name], std=float(std[i] * p.scale),
                                at_bound=bool(min(z[i] - lower[i], upper[i] - z[i]) < BOUND_TOLERANCE))
                       for i, p in enumerate(problem.free))
     blind = [k for k in range(len(s)) if uncertain[k] > UNIDENTIFIABLE and (vt[k, :n] ** 2).sum() > 0.5]
-    return Identifiability(estimates=estimates, correlation=np.clip(covariance[:n, :n] / np.outer(std, std), -1, 1),
+    return Identifiability(estimates=estimates, correlation=np.clip(covariance[:n, :n] / np.outer(spread, spread), -1, 1),
                            unidentifiable=tuple(_in_words(vt[k, :n], problem.free) for k in blind),
-                           condition=float(s[0] / max(s[-1], 1e-300)))
+                           condition=float(s[0] / s[-1]) if s[-1] > silence else float("inf"))
 
 
 def _correlation_time(problem: SimulationError, errors: Array) -> float:

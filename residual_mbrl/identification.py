@@ -122,7 +122,8 @@ def identify(dynamics: ResidualDynamics, sensor: Sensor, windows: Windows, optio
     options = options or IdentifyOptions()
     begun = clock.monotonic()
     free = free_parameters(dynamics, sensor, options.free)
-    problem = SimulationError(dynamics=dynamics, sensor=sensor, windows=windows, free=free, start_std=options.start_std, every=options.every)
+    problem = SimulationError(dynamics=dynamics, sensor=sensor, windows=windows, free=free, start_std=options.start_std,
+                              every=options.every)
     stages = [replace(problem, windows=windows.first(h)) for h in options.horizons if h < windows.horizon] + [problem]
     if progress is not None:
         progress("screening starts", 0.0)
@@ -153,10 +154,9 @@ def identify(dynamics: ResidualDynamics, sensor: Sensor, windows: Windows, optio
 
 def refine(problem: SimulationError, z: Array, options: IdentifyOptions) -> OptimizeResult:
     """Run scipy's trust-region least squares from z; return its result (x, cost, jac, status, nfev)."""
-    lower, upper = problem.bounds()
-    inside = np.clip(z, lower + 1e-9, upper - 1e-9)
-    return least_squares(problem, inside, jac=problem.jacobian, bounds=(lower, upper), loss=robust.scipy_loss(options.loss, problem.rows()),
-                         f_scale=options.f_scale, x_scale=1.0, max_nfev=options.iterations, ftol=1e-5, xtol=1e-5, gtol=1e-8)
+    return least_squares(problem, problem.inside(z), jac=problem.jacobian, bounds=problem.bounds(),
+                         loss=robust.scipy_loss(options.loss, problem.rows()), f_scale=options.f_scale, x_scale=1.0,
+                         max_nfev=options.iterations, ftol=1e-7, xtol=1e-6, gtol=1e-8)
 
 
 def _screen(problem: SimulationError, options: IdentifyOptions) -> list[Array]:

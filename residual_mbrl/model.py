@@ -27,6 +27,10 @@ class Model:
         """Return the sensor's parameter values as tensors like ``like``."""
         return {n: torch.tensor(x, dtype=like.dtype, device=like.device) for n, x in self.sensor_values.items()}
 
+    def parts(self, windows: Windows) -> list[tuple[ResidualDynamics, slice]]:
+        """Return the dynamics that predict the windows, each with the rows of ``windows`` that it predicts, in their order."""
+        return [(self.dynamics, slice(0, len(windows)))]
+
     def predict(self, windows: Windows) -> Prediction:
         """Simulate each window from its own first recorded sample, without gradients."""
         with torch.no_grad():

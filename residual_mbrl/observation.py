@@ -16,8 +16,10 @@ from residual_mbrl.windows import Windows
 Roll = Callable[[Tensor, Tensor], Tensor]
 """Simulate from states [*batch, nx] under actions [*batch, H, nu]; returns [*batch, H + 1, nx]."""
 
-NEWTON_STEPS = 6
-DIFFERENCE = 1e-6
+NEWTON_STEPS = 10
+"""Most Newton steps to a first state. Three or four are usual; long filters over fast motion take up to eight."""
+DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Step of the Jacobian of the first sample by the state it comes from, for each dtype."""
 
 
 class Prediction(NamedTuple):
@@ -59,7 +61,7 @@ def observe(roll: Roll, sensor: Sensor, windows: Windows, values: Values, *, cop
     if offsets is not None:
         start = start + offsets
     states = roll(start, padded)
-    steps = torch.arange(-before, windows.horizon + after + 1, dtype=windows.time.dtype)
+    steps = torch.arange(-before, windows.horizon + after + 1, dtype=windows.time.dtype, device=windows.time.device)
     time = windows.time[:, :1] + dt * steps
     shown = sensor.measure(states, time, dt, values)
     keep = slice(before, before + windows.horizon + 1)
@@ -70,22 +72,24 @@ def _start_before(roll: Roll, sensor: Sensor, windows: Windows, values: Values, 
     """Solve by Newton's method for the state ``before`` steps earlier that the sensor shows as the first sample.
 
     One equation per state entry: the column that stands for it. The Jacobian is taken by differences, its copies side by
-    side in one rollout; the last step is differentiable, which gives the implicit derivative of the solution.
+    side in one rollout. Iterations end when no step is larger than half the digits of the dtype, or after ``NEWTON_STEPS``,
+    which only candidates without a solution should need. The last step is differentiable, which gives the implicit
+    derivative of the solution.
     """
     before, after = sensor.reach
     space, dt = sensor.space, windows.dt
     places = [sensor.place(n) for n in space.state_names]
     if None in places or space.quaternions:
         raise ModelError("a sensor with filtered columns needs a column for every state entry, and no quaternions, to find first states")
-    columns = torch.tensor([p for p in places if p is not None])
+    columns = [p for p in places if p is not None]
     target = windows.measurements[:, 0][:, columns]
     around = actions[..., : before + after, :]
-    steps = torch.arange(-before, after + 1, dtype=windows.time.dtype)
+    steps = torch.arange(-before, after + 1, dtype=windows.time.dtype, device=windows.time.device)
     time = windows.time[:, :1] + dt * steps
     q, v, rest = space.split(guess)
     x = torch.cat([q - before * dt * v, v, rest], -1)
-    n, b = len(columns), len(windows)
-    largest = 0.5 * (1 + x.detach().abs())
+    n, b, h = len(columns), len(windows), DIFFERENCE[x.dtype]
+    largest, small = 0.5 * (1 + x.detach().abs()), torch.finfo(x.dtype).eps ** 0.5
 
     def shown(states: Tensor, repeat: int) -> Tensor:
         """Sample that the sensor shows ``before`` steps on, from states [*M, repeat * B, nx]."""
@@ -94,12 +98,15 @@ def _start_before(roll: Roll, sensor: Sensor, windows: Windows, values: Values, 
         return sensor.measure(roll(states, tiled), time.repeat(repeat, 1), dt, repeated)[..., before, columns]
 
     with torch.no_grad():
-        jacobian = torch.empty(0)
-        for _ in range(NEWTON_STEPS):
-            moved = torch.cat([x, *(x + DIFFERENCE * e for e in torch.eye(n, dtype=x.dtype))], -2)
+        jacobian, nudges = torch.empty(0), h * torch.eye(n, dtype=x.dtype, device=x.device)
+        for _ in range(NEWTON_STEPS - 1):
+            moved = torch.cat([x, *(x + e for e in nudges)], -2)
             y = shown(moved, n + 1).unflatten(-2, (n + 1, b))
-            jacobian = ((y[..., 1:, :, :] - y[..., :1, :, :]) / DIFFERENCE).movedim(-3, -1)
-            x = x + _newton_step(jacobian, target - y[..., 0, :, :], largest)
+            jacobian = ((y[..., 1:, :, :] - y[..., :1, :, :]) / h).movedim(-3, -1)
+            step = _newton_step(jacobian, target - y[..., 0, :, :], largest)
+            x = x + step
+            if bool((step.abs() <= small * (1 + x.abs())).all()):
+                break
     return x + _newton_step(jacobian, target - shown(x, 1), largest)
 
 

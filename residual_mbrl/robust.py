@@ -44,5 +44,6 @@ def cost(errors: Array, loss: Loss, f_scale: float) -> Array:
 def torch_cost(errors: Tensor, loss: Loss, f_scale: float) -> Tensor:
     """Return the same cost in torch, differentiable."""
     squared = (errors / f_scale) ** 2
-    value = {"linear": lambda s: s, "soft_l1": lambda s: 2 * (torch.sqrt(1 + s) - 1), "cauchy": torch.log1p}[loss](squared)
-    return 0.5 * f_scale**2 * value.sum(-1)
+    shapes: dict[Loss, Callable[[Tensor], Tensor]] = {"linear": lambda s: s, "soft_l1": lambda s: 2 * (torch.sqrt(1 + s) - 1),
+                                                      "cauchy": torch.log1p}
+    return 0.5 * f_scale**2 * shapes[loss](squared).sum(-1)

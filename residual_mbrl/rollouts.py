@@ -27,17 +27,18 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
         dynamics: The model.
         state: First state, shape [*batch, nx]; a baseline state gets the residuals' memory appended.
         actions: Shape [*batch, H, nu], H >= 1.
-        parameters: Physical values by name, each broadcastable to [*batch].
+        parameters: Physical values by name, each broadcastable to [*batch]; live additions by name, shaped as the baseline
+            documents, their batch being that of state and actions.
 
     Returns:
         States, shape [*batch, H + 1, nx], the first one included.
 
     Raises:
-        ValueError: if a shape, dtype or device does not fit, or an input is not finite.
+        ValueError: if a shape, dtype or device does not fit, an input is not finite, or a parameter is unknown.
     """
     state, actions = _checked(dynamics, state, actions)
+    batch = _batch(dynamics, state, actions, parameters or {})
     p = dynamics.resolve(parameters, state)
-    batch = torch.broadcast_shapes(state.shape[:-1], actions.shape[:-2], *(x.shape for x in p.values()))
     state = state.expand(*batch, state.shape[-1])
     if state.shape[-1] < dynamics.space.nx:
         state = dynamics.initial_state(state, actions[..., 0, :].expand(*batch, actions.shape[-1]))
@@ -79,6 +80,25 @@ def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon
         columns.append(torch.func.jvp(moved, (zero_x, zero_u), (dx, du))[1])
     jacobian = torch.stack(columns, -1)
     return Linearisation(jacobian[..., : space.ndx], jacobian[..., space.ndx :])
+
+
+def _batch(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> torch.Size:
+    """Return the common batch shape of all inputs, every parameter's name and shape checked."""
+    named, live = dynamics.values.keys(), dynamics.baseline.live
+    unknown = [n for n in parameters if n not in named and n not in live]
+    if unknown:
+        raise ValueError(f"rollout: {type(dynamics.baseline).__name__} has no parameters {unknown}; there are {sorted({*named, *live})}")
+    batch = _joined("state and actions", state.shape[:-1], actions.shape[:-2])
+    for name in named & parameters.keys():
+        batch = _joined(f"parameter {name!r}", batch, parameters[name].shape)
+    return batch
+
+
+def _joined(what: str, batch: torch.Size, shape: torch.Size) -> torch.Size:
+    try:
+        return torch.Size(torch.broadcast_shapes(batch, shape))
+    except RuntimeError as error:
+        raise ValueError(f"rollout: {what} must broadcast, received batch {tuple(batch)} and {tuple(shape)}") from error
 
 
 def _checked(dynamics: ResidualDynamics, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

@@ -484,9 +484,10 @@ class Sensor:
 def check_units(trajectory: Trajectory, sensor: Sensor) -> None:
     """Refuse a log whose columns cannot be what the sensor says they are.
 
-    Two things are checked: that no column goes beyond its ``largest``, and that a velocity column moves as its position
-    column does. For the latter, displacements over windows of several lengths are correlated with the integrated velocity,
-    which a lag or coarse differentiation hardly hurts; lengths over which the motion is not well above the noise do not count.
+    Three things are checked: that the units which the log states are the sensor's, that no column goes beyond its
+    ``largest``, and that a velocity column moves as its position column does. For the last, displacements over windows of
+    several lengths are correlated with the integrated velocity, which a lag or coarse differentiation hardly hurts; lengths
+    over which the motion is not well above the noise do not count.
 
     Args:
         trajectory: The log; must have every column of the sensor.
@@ -495,6 +496,10 @@ def check_units(trajectory: Trajectory, sensor: Sensor) -> None:
     Raises:
         LogError: naming log, column and the value found.
     """
+    stated = {c.name: sensor.unit(k) for k, c in enumerate(sensor.columns)} | {n: sensor.space.unit(n) for n in sensor.space.action}
+    for name, expected in stated.items():
+        if trajectory.units.get(name, expected) != expected:
+            raise LogError(f"{trajectory.name}: column {name!r} is in {trajectory.units[name]}, expected {expected}: convert it first")
     for column in sensor.columns:
         values = trajectory.column(column.name)
         row = int(np.nanargmax(np.abs(values))) if np.isfinite(values).any() else 0

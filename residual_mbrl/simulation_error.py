@@ -29,6 +29,9 @@ Array = NDArray[np.float64]
 DIVERGED = 1e3
 """Scaled error [noise standard deviations] that stands for a simulation that is not finite."""
 
+OFF_BOUND = 0.01
+"""Distance from its bounds [scaled units] at which a least-squares search starts."""
+
 
 class _Simulation(nn.Module):
     """Holds the dynamics so that ``functional_call`` can exchange its weights for a whole rollout."""
@@ -100,14 +103,16 @@ class SimulationError:
         current = {**self.sensor.parameters.nominal(), **self.dynamics.values, **(sensor_values or {})}
         z = [(current[p.name] - p.nominal) / p.scale for p in self.free]
         w = [x.detach().double().flatten() for n, x in _Simulation(self.dynamics).named_parameters() if n in self._shapes]
-        return np.concatenate([np.array(z), torch.cat(w).numpy() if w else np.zeros(0), np.zeros(self.sizes[2] * len(self.windows))])
+        return np.concatenate([np.array(z), torch.cat(w).cpu().numpy() if w else np.zeros(0), np.zeros(self.sizes[2] * len(self.windows))])
 
     def fingerprint(self, options: object) -> str:
         """Return a digest of model, data and options, by which a checkpoint knows its problem."""
         digest = hashlib.sha256(self.initial().tobytes())
-        for x in (self.windows.measurements, self.windows.actions):
-            digest.update(x.numpy().tobytes())
-        digest.update(repr([options, list(self.free), self.sensor.describe(), self.dynamics.values]).encode())
+        data = self.windows
+        for x in (data.measurements, data.actions, data.recorded, data.time, *self.dynamics.state_dict().values()):
+            digest.update(x.cpu().numpy().tobytes())
+        parts = [(type(x).__name__, x.describe()) for x in (self.dynamics.baseline, *self.dynamics.residuals)]
+        digest.update(repr([options, list(self.free), self.sensor.describe(), self.dynamics.values, parts]).encode())
         return digest.hexdigest()
 
     def bounds(self) -> tuple[Array, Array]:
@@ -119,6 +124,12 @@ class SimulationError:
         if self.start_std is not None:
             lower[sum(self.sizes[:2]) :], upper[sum(self.sizes[:2]) :] = -4.0, 4.0
         return lower, upper
+
+    def inside(self, z: Array) -> Array:
+        """Return z moved off its bounds: from a bound itself a trust region can hardly take a step, nor the others with it."""
+        lower, upper = self.bounds()
+        margin = np.minimum(OFF_BOUND, 0.25 * (upper - lower))
+        return np.clip(z, lower + margin, upper - margin)
 
     def values(self, z: Array) -> dict[str, float]:
         """Return the parameter values that z stands for."""
@@ -137,14 +148,15 @@ class SimulationError:
         """Simulate every copy of the unknowns; return predicted columns [M, B, T, ny] and states [M, B, T, nx].
 
         Args:
-            z: Shape [M, length]; differentiable in torch.
+            z: Shape [M, length]; differentiable in torch. The simulation runs in the windows' dtype, on their device.
         """
+        z = z.to(self.windows.measurements)
         n, w, s = self.sizes
         values = {p.name: (p.nominal + p.scale * z[:, i : i + 1]) for i, p in enumerate(self.free)}
         offsets = None
         if s:
             nx = self.sensor.space.nx
-            scaled = z[:, n + w :].unflatten(-1, (len(self.windows), s)) * torch.tensor(self.start_std, dtype=z.dtype)
+            scaled = z[:, n + w :].unflatten(-1, (len(self.windows), s)) * z.new_tensor(self.start_std)
             offsets = torch.nn.functional.pad(scaled, (0, nx - s))
         model = {k: x for k, x in values.items() if k in self.dynamics.values}
         stacked = self._split_weights(z)
@@ -160,8 +172,9 @@ class SimulationError:
 
     def residuals(self, z: Tensor) -> Tensor:
         """Return scaled errors of the recorded samples, then prior terms, shape [M, rows]."""
+        z = z.to(self.windows.measurements)
         predicted, _ = self.simulate(z)
-        noise = torch.tensor(self.sensor.noise, dtype=z.dtype)
+        noise = z.new_tensor(self.sensor.noise)
         error = ((predicted - self.windows.measurements) / noise)[:, self.fitted]
         error = torch.nan_to_num(error, nan=DIVERGED, posinf=DIVERGED, neginf=-DIVERGED).clamp(-DIVERGED, DIVERGED)
         prior = [z[:, i : i + 1] * (p.scale / p.prior_std) for i, p in enumerate(self.free) if p.prior_std is not None]
@@ -170,8 +183,9 @@ class SimulationError:
     @property
     def fitted(self) -> Tensor:
         """Which samples count: recorded ones of columns with finite noise, every ``every``-th step, shape [B, H + 1, ny]."""
-        steps = torch.arange(self.windows.horizon + 1) % self.every == 0
-        return self.windows.recorded & torch.isfinite(torch.tensor(self.sensor.noise)) & steps[:, None]
+        recorded = self.windows.recorded
+        steps = torch.arange(self.windows.horizon + 1, device=recorded.device) % self.every == 0
+        return recorded & torch.tensor(np.isfinite(self.sensor.noise), device=recorded.device) & steps[:, None]
 
     def rows(self) -> int:
         """Return how many rows of the residual vector are data."""
@@ -180,13 +194,14 @@ class SimulationError:
     def __call__(self, z: Array) -> Array:
         """Return the residual vector of one z."""
         with torch.no_grad():
-            return np.asarray(self.residuals(torch.tensor(z[None])).numpy()[0])
+            return _array(self.residuals(self.windows.measurements.new_tensor(z[None]))[0])
 
     def batch(self, copies: Array) -> Array:
         """Return residual vectors of many copies of z, shape [M, rows], simulated in chunks."""
         size = max(1, self.chunk // len(self.windows))
         with torch.no_grad():
-            return np.concatenate([self.residuals(torch.tensor(copies[i : i + size])).numpy() for i in range(0, len(copies), size)])
+            parts = [self.windows.measurements.new_tensor(copies[i : i + size]) for i in range(0, len(copies), size)]
+            return np.concatenate([_array(self.residuals(z)) for z in parts])
 
     def jacobian(self, z: Array) -> Array:
         """Return d residuals / d z by central differences, shape [rows, length]; one-sided at a bound.
@@ -208,7 +223,8 @@ class SimulationError:
             return np.ascontiguousarray(slopes.T)
         jacobian = np.zeros((slopes.shape[1], self.length))
         jacobian[:, :shared] = slopes[:shared].T
-        owner = torch.arange(b)[:, None, None].expand(self.fitted.shape)[self.fitted].numpy()
+        fitted = self.fitted.cpu().numpy()
+        owner = np.broadcast_to(np.arange(b)[:, None, None], fitted.shape)[fitted]
         data = np.arange(len(owner))
         for k in range(s):
             jacobian[data, shared + owner * s + k] = slopes[shared + k, data]
@@ -222,3 +238,7 @@ class SimulationError:
             stacked[name] = z[:, i : i + shape.numel()].unflatten(-1, tuple(shape)) if shape else z[:, i]
             i += shape.numel()
         return stacked
+
+
+def _array(x: Tensor) -> Array:
+    return np.asarray(x.double().cpu().numpy())

@@ -95,6 +95,8 @@ class _Comparison(NamedTuple):
 
     def reason(self, share: float, smallest_gain: float, smallest_share: float) -> str:
         """Return why the residual is not worth it; empty where it is."""
+        if self.lower > 0 and -self.gain < smallest_gain:
+            return f"it raises the error, by {percent(-self.gain)}"
         if self.lower > 0:
             return "it does harm on these data"
         if self.upper >= 0:

@@ -129,3 +129,14 @@ def cut_windows(trajectories: Sequence[Trajectory], dt: float, *, horizon: int |
                    recorded=torch.tensor(recorded), time=torch.tensor(time, dtype=dtype),
                    log=torch.tensor([i for i, _ in rows]), start=torch.tensor([s for _, s in rows]),
                    names=tuple(t.name for t in trajectories), groups=tuple(t.group for t in trajectories), dt=dt)
+
+
+def joined(parts: Sequence[Windows]) -> Windows:
+    """Concatenate windows cut from the same logs; horizons are cut to the shortest."""
+    horizon = min(w.horizon for w in parts)
+    cut = [w.first(horizon) for w in parts]
+    names = list(dict.fromkeys(n for w in cut for n in w.names))
+    groups = {n: g for w in cut for n, g in zip(w.names, w.groups, strict=True)}
+    place = torch.cat([torch.tensor([names.index(w.names[i]) for i in w.log.tolist()]) for w in cut])
+    rows = {field: torch.cat([getattr(w, field) for w in cut]) for field in _ROWS if field != "log"}
+    return Windows(**rows, log=place, names=tuple(names), groups=tuple(groups[n] for n in names), dt=cut[0].dt)

@@ -77,9 +77,9 @@ def test_help_is_quick_and_imports_no_torch():
 def test_calibrate_passes_everything_on(library, tmp_path, capsys):
     """Each option reaches the library under its name, and the identified values are shown."""
     out = tmp_path / "out"
-    options = ["--free", "load_*", "coulomb", "--seed", "3", "--no-residual"]
+    options = ["--free", "load_*", "coulomb", "--seed", "3", "--no-residual", "--workers", "1"]
     assert main(["calibrate", "servo", "--data", str(tmp_path), "--out", str(out), *options]) == 0
-    assert library.calls == [(("the servo", tmp_path, out), {"free": ("load_*", "coulomb"), "residual": False, "seed": 3})]
+    assert library.calls == [(("the servo", tmp_path, out), {"free": ("load_*", "coulomb"), "residual": False, "seed": 3, "workers": 1})]
     shown = capsys.readouterr().out
     assert "0.75" in shown
     assert "0.7304 to 0.7696 at bound" in shown
@@ -89,7 +89,7 @@ def test_calibrate_passes_everything_on(library, tmp_path, capsys):
 def test_calibrate_defaults(library, tmp_path):
     """Without options the preset's own parameters are free and a residual is fitted."""
     main(["calibrate", "drive", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert library.calls == [(("the drive", tmp_path, tmp_path / "out"), {"free": None, "residual": True, "seed": 0})]
+    assert library.calls == [(("the drive", tmp_path, tmp_path / "out"), {"free": None, "residual": True, "seed": 0, "workers": 2})]
 
 
 def test_evaluate(library, tmp_path, capsys):
@@ -101,10 +101,13 @@ def test_evaluate(library, tmp_path, capsys):
 
 
 def test_demo(library, tmp_path, capsys):
-    """The demo says where its report is."""
+    """The demo shows the errors on unseen logs and says where its report is."""
+    library.result = [METRIC]
     assert main(["demo", "--out", str(tmp_path / "d"), "--seed", "5"]) == 0
     assert library.calls == [((tmp_path / "d", 5), {})]
-    assert str(tmp_path / "d" / "report.html") in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "mae_rad" in shown
+    assert str(tmp_path / "d" / "report.html") in shown
 
 
 def test_inspect(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from problems import EVERY_KIND_AND_SYSTEM, KINDS, SYSTEMS, context, random_acti
 from residual_mbrl.baselines import Baseline, Parameters, Port
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.errors import ModelError
-from residual_mbrl.residuals import Feature
+from residual_mbrl.physics.pendulum import Pendulum
+from residual_mbrl.residuals import CommandActuator, DryFriction, Feature, Unstructured
 from residual_mbrl.rollouts import rollout
 from residual_mbrl.spaces import StateSpace
 
@@ -194,3 +196,112 @@ def test_description_rebuilds_every_kind():
         weights, drawn = built.state_dict(), again.state_dict()
         assert weights.keys() == drawn.keys()
         assert all(torch.equal(weights[n], drawn[n]) for n in weights)
+
+
+class Drive(Pendulum):
+    """A pendulum that tells the torque it was given, and the gravity torque at its present parameters."""
+
+    def signals(self, state, action, parameters=None):
+        """Return both."""
+        p = self.parameters.resolve(parameters, state)
+        return {"given": action, "gravity": (p["gravity_moment"] * torch.sin(state[..., 0])).unsqueeze(-1)}
+
+
+class Halved(CommandActuator):
+    """Executes half of what is sent, one step late."""
+
+    def __init__(self):
+        super().__init__(nu=1, channels=(0,), dt=0.01, max_delay=0.01)
+        self.seen = []
+
+    def forward(self, context):
+        """Return minus half of the command of the step before, and keep what was seen."""
+        self.seen.append((context.action, dict(context.signals)))
+        return 0.5 * context.memory[..., :1] - context.action
+
+
+class Given(Unstructured):
+    """The force that the drive says it was given, and nothing learned."""
+
+    def __init__(self):
+        super().__init__(nv=1, features=[Feature(source="given")], bound=1.0)
+
+    def forward(self, context):
+        """Return signal and command, which must be the same."""
+        assert torch.equal(context.action, context.source("given"))
+        return context.source("given")
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_residuals_see_the_command_as_executed(order):
+    """Signals and command of a force residual are those after the drive, wherever it stands in the list."""
+    pair = [Halved(), Given()]
+    dynamics = ResidualDynamics(Drive(), [pair[i] for i in order])
+    x = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    u = torch.tensor([[2.0], [4.0], [8.0]], dtype=torch.float64)
+    found = rollout(dynamics, x, u)[:, :2]
+    for t, executed in enumerate([1.0, 1.0, 2.0]):
+        assert torch.allclose(found[t + 1], Drive().step(found[t], torch.tensor([executed], dtype=x.dtype), torch.tensor([executed])))
+
+
+def test_the_drive_sees_the_command_as_sent():
+    """Its memory holds what was sent, and it has no signals, which would follow from what it decides."""
+    drive = Halved()
+    dynamics = ResidualDynamics(Drive(), [Given(), drive])
+    x, u = torch.zeros(2, dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64)
+    start = dynamics.initial_state(x, torch.tensor([5.0], dtype=torch.float64))
+    after = dynamics.step(start, u)
+    assert torch.equal(drive.seen[-1][0], u) and not drive.seen[-1][1]
+    assert after[2] == 3.0
+    assert [c.action.item() for c in dynamics.contexts(start, u)] == [2.5, 3.0]
+    assert dynamics.correction(start, u).action.item() == 2.5
+
+
+def test_drives_add_up_from_the_command_sent():
+    """Two on the action port do not see each other."""
+    first, second = Halved(), Halved()
+    dynamics = ResidualDynamics(Drive(), [first, second])
+    x, u = torch.zeros(2, dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64)
+    dynamics.step(dynamics.initial_state(x, u), u)
+    assert torch.equal(first.seen[-1][0], u) and torch.equal(second.seen[-1][0], u)
+
+
+def test_contexts_hold_the_models_values():
+    """Those of the model, replaced by those of the call; signals follow from the same."""
+    dynamics = ResidualDynamics(Drive(), [Given()], {"gravity_moment": 3.0})
+    x, u = torch.tensor([0.5, 0.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    own, = dynamics.contexts(x, u)
+    other, = dynamics.contexts(x, u, {"inertia": torch.tensor(7.0)})
+    assert (float(own.values["gravity_moment"]), float(own.values["inertia"])) == (3.0, 1.0)
+    assert float(other.values["inertia"]) == 7.0
+    assert float(own.source("gravity")) == pytest.approx(3.0 * math.sin(0.5))
+
+
+@pytest.mark.parametrize("kind", ["dry_friction", "dissipative"])
+def test_certificates_are_at_the_models_values(kind):
+    """The power is that of the model as it steps, not that of the nominal baseline."""
+    baseline = system("pendulum", friction=True)
+    learned = randomise(residual(kind, baseline))
+    values = {"inertia": 3.0, "viscous": 0.1, "coulomb": 0.05}
+    x, u = random_states(baseline, 30), random_actions(baseline, 30)
+    found, = ResidualDynamics(baseline, [learned], values).certificates(x, u)
+    p = {n: torch.tensor(value, dtype=x.dtype) for n, value in values.items()}
+    expected = baseline.dissipation_power(x, u, {**p, learned.live: learned(context(baseline, 30))})
+    assert found.worst == pytest.approx(float(expected.detach().max()), rel=1e-12)
+    nominal = ResidualDynamics(baseline, [learned]).certificates(x, u)[0]
+    assert found.worst != pytest.approx(nominal.worst, rel=1e-3)
+
+
+def test_a_named_parameter_may_be_live():
+    """A residual's addition comes on top of the model's own value, in the step and in the certificate."""
+    class Softening(DryFriction):
+        live = "viscous"
+
+    baseline = system("pendulum")
+    learned = randomise(Softening(nv=1, features=[Feature(source="velocity")], bound=0.2))
+    learned.forward = lambda context: DryFriction.forward(learned, context)[..., 0]
+    dynamics = ResidualDynamics(baseline, [learned], {"viscous": 0.5})
+    x, u = random_states(baseline, 30), random_actions(baseline, 30)
+    total = {"viscous": 0.5 + learned(context(baseline, 30))}
+    assert torch.allclose(dynamics.step(x, u), baseline.step(x, u, None, total))
+    assert dynamics.certificates(x, u)[0].worst == pytest.approx(float(baseline.dissipation_power(x, u, total).detach().max()))

@@ -112,3 +112,37 @@ def test_wrong_input_is_refused(state, actions, message):
     """The message names the argument, what was received and what was expected."""
     with pytest.raises(ValueError, match=f"rollout: .*{message}"):
         rollout(ResidualDynamics(system("pendulum")), state, actions)
+
+
+def test_unknown_parameters_are_named():
+    """A typing error is not passed over; the message holds what there is."""
+    x, u = torch.zeros(2), torch.zeros(4, 1)
+    with pytest.raises(ValueError, match=r"rollout: Pendulum has no parameters \['inertai'\]; there are \[.*'inertia'.*\]"):
+        rollout(ResidualDynamics(system("pendulum")), x, u, {"inertai": torch.tensor(1.0), "inertia": torch.tensor(1.0)})
+
+
+@pytest.mark.parametrize(("batch", "value"), [((3,), (2,)), ((2, 3), (2, 1, 2))])
+def test_parameters_that_do_not_fit_the_batch_are_named(batch, value):
+    """With both shapes."""
+    x, u = torch.zeros(2), torch.zeros(*batch, 4, 1)
+    with pytest.raises(ValueError, match=rf"parameter 'inertia' must broadcast, received batch \({batch[0]},.*\({value[0]},"):
+        rollout(ResidualDynamics(system("pendulum")), x, u, {"inertia": torch.ones(value)})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_state_and_actions_that_do_not_fit_are_named():
+    """Three first states cannot take two sequences of actions."""
+    with pytest.raises(ValueError, match=r"state and actions must broadcast, received batch \(3,\) and \(2,\)"):
+        rollout(ResidualDynamics(system("pendulum")), torch.zeros(3, 2), torch.zeros(2, 4, 1))
+
+
+@pytest.mark.parametrize("batch", [(), (5,)])
+def test_live_additions_may_be_given(batch):
+    """A damping matrix and a friction limit are no batches: they add to the baseline's own."""
+    baseline = system("double_pendulum")
+    x, u = random_states(baseline, *batch), random_actions(baseline, *batch, 6)
+    damping = torch.tensor([[0.5, -0.2], [-0.2, 0.2]], dtype=torch.float64)
+    found = rollout(ResidualDynamics(baseline), x, u, {"damping": damping, "frictionloss": torch.zeros(2, dtype=torch.float64)})
+    joints = {"viscous1": torch.tensor(0.3, dtype=torch.float64), "viscous2": torch.tensor(0.2, dtype=torch.float64)}
+    assert found.shape == (*batch, 7, 4)
+    assert torch.allclose(found, rollout(ResidualDynamics(baseline), x, u, joints))

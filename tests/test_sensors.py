@@ -28,6 +28,7 @@ from residual_mbrl.sensors import (
     Smoothing,
     check_units,
 )
+from residual_mbrl.trajectories import Trajectory
 from residual_mbrl.windows import cut_windows
 
 DT, N = 0.01, 60
@@ -289,3 +290,13 @@ def test_real_servo_logs_pass(data_root):
         except LogError:
             refused += 1
     assert refused >= 0.75 * len(files)
+
+
+def test_a_log_that_states_another_unit_is_refused() -> None:
+    """A column that says it is in degrees is refused by name, whatever its values are."""
+    sensor = Sensor(space=SPACE, columns=(Column(name="q", source="angle", noise=0.01),))
+    time = np.arange(20) * 0.01
+    log = Trajectory(name="a", command_time=time, commands=np.zeros((20, 1)), command_names=("torque",), measurement_time=time,
+                     measurements=0.1 * np.sin(time)[:, None], measurement_names=("q",), units={"q": "deg"})
+    with pytest.raises(LogError, match="'q' is in deg, expected rad"):
+        check_units(log, sensor)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from residual_mbrl.datasets.log_set import LogSet, Part, open_arrays, read_split
+from residual_mbrl.datasets.log_set import LogSet, Part, check_lengths, open_arrays, read_split
 from residual_mbrl.errors import LogError
 from residual_mbrl.metrics import Metric
 from residual_mbrl.model import Model
@@ -24,9 +24,10 @@ def read_log(path: Path) -> Trajectory:
         LogError: naming the file and what is wrong with it.
     """
     d = open_arrays(path, ARRAYS)
-    gain = np.broadcast_to(d["kp"], d["t"].shape)
-    return Trajectory(name=path.stem, command_time=d["t"], commands=_columns(path, d["q_goal"], d["torque_on"], gain),
-                      command_names=("goal", "enabled", "gain"), measurement_time=d["t"], measurements=_columns(path, d["q"], d["dq"]),
+    gain = np.broadcast_to(d["kp"], d["t"].shape) if d["kp"].size == 1 else d["kp"]
+    check_lengths(path, {**d, "kp": gain})
+    return Trajectory(name=path.stem, command_time=d["t"], commands=_columns(d["q_goal"], d["torque_on"], gain),
+                      command_names=("goal", "enabled", "gain"), measurement_time=d["t"], measurements=_columns(d["q"], d["dq"]),
                       measurement_names=("q", "dq"), units={"goal": "rad", "q": "rad", "dq": "rad/s", "gain": "counts"},
                       group=f"kp{float(d['kp'].flat[0]):g}")
 
@@ -70,8 +71,5 @@ def score(model: Model, folder: Path, part: Part, name: str) -> list[Metric]:
             *(Metric(model=name, metric=f"mae_rad[{n}]", value=float(e), unit="rad") for n, e in zip(windows.names, per_log, strict=True))]
 
 
-def _columns(path: Path, *columns: np.ndarray) -> np.ndarray:
-    lengths = {len(c) for c in columns}
-    if len(lengths) != 1:
-        raise LogError(f"{path}: arrays {ARRAYS} differ in length, {sorted(lengths)}")
+def _columns(*columns: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(c, dtype=np.float64) for c in columns], 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from residual_mbrl.datasets.log_set import LogSet, Part, open_arrays, read_split
+from residual_mbrl.datasets.log_set import LogSet, Part, check_lengths, open_arrays, read_split
 from residual_mbrl.errors import LogError
 from residual_mbrl.metrics import Metric
 from residual_mbrl.model import Model
@@ -36,7 +36,7 @@ def read(folder: Path, parts: Sequence[Part]) -> LogSet:
         LogError: naming the file and what is wrong with it.
     """
     path = folder / "emps.npz"
-    d, split = open_arrays(path, ("t", "q", "force")), read_split(folder)
+    d, split = _record(path), read_split(folder)
     logs: dict[Part, list[Trajectory]] = {}
     starts: dict[Part, list[list[int]]] = {}
     for part in parts:
@@ -46,7 +46,8 @@ def read(folder: Path, parts: Sequence[Part]) -> LogSet:
             continue
         edges = np.linspace(a, b, (BLOCKS if part == "train" else 1) + 1).astype(int)
         logs[part] = [_trajectory(d, int(i), int(j), f"{part}{k}") for k, (i, j) in enumerate(zip(edges[:-1], edges[1:], strict=True))]
-        starts[part] = [list(range(WARM_UP if i == 0 else 0, int(j - i) - WINDOW, STRIDE)) for i, j in zip(edges[:-1], edges[1:], strict=True)]
+        starts[part] = [list(range(WARM_UP if i == 0 else 0, int(j - i) - WINDOW, STRIDE))
+                        for i, j in zip(edges[:-1], edges[1:], strict=True)]
     return LogSet(logs=logs, starts=starts, files=[path])
 
 
@@ -60,7 +61,7 @@ def score(model: Model, folder: Path, part: Part, name: str) -> list[Metric]:
         name: Name of the model in the metrics.
     """
     dt = model.dynamics.dt
-    d, split = open_arrays(folder / "emps.npz", ("t", "q", "force")), read_split(folder)
+    d, split = _record(folder / "emps.npz"), read_split(folder)
     a, b = _rows(folder, split, part)
     record = [_trajectory(d, a, b, part)]
     windows = cut_windows(record, dt, horizon=WINDOW - 1, starts=[[s - a for s in _starts(split, part)]])
@@ -71,8 +72,15 @@ def score(model: Model, folder: Path, part: Part, name: str) -> list[Metric]:
     low, high = np.quantile(resampled, [0.025, 0.975])
     whole = cut_windows(record, dt)
     open_loop = 1e3 * (model.predict(whole).measurements - whole.measurements)[..., 0].numpy()
-    return [Metric(model=name, metric="rmse_windows_mm", value=float(np.sqrt(squares.mean())), unit="mm", horizon=WINDOW, ci95=(float(low), float(high))),
+    return [Metric(model=name, metric="rmse_windows_mm", value=float(np.sqrt(squares.mean())), unit="mm", horizon=WINDOW,
+                   ci95=(float(low), float(high))),
             Metric(model=name, metric="rmse_open_loop_mm", value=float(np.sqrt((open_loop**2).mean())), unit="mm")]
+
+
+def _record(path: Path) -> dict[str, Array]:
+    d = open_arrays(path, ("t", "q", "force"))
+    check_lengths(path, d)
+    return d
 
 
 def _rows(folder: Path, split: Mapping[str, object], part: Part) -> tuple[int, int]:

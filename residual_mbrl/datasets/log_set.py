@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,15 +50,27 @@ def open_arrays(path: Path, expected: Sequence[str]) -> dict[str, NDArray[np.flo
     if not path.is_file():
         raise LogError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # through memory: numpy leaves the file open where it turns out to be no archive
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             missing = [n for n in expected if n not in file.files]
             if missing:
                 raise LogError(f"{path}: no array {missing}; there are {sorted(file.files)}")
             return {n: file[n] for n in expected}
-    except (OSError, ValueError, EOFError, KeyError) as e:
-        if isinstance(e, LogError):
-            raise
+    except LogError:
+        raise
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise LogError(f"{path}: not a readable npz file ({e})") from e
+
+
+def check_lengths(path: Path, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+    """Refuse arrays that do not have one row for each time stamp.
+
+    Raises:
+        LogError: naming the length of each.
+    """
+    lengths = {n: len(a) if a.ndim else 1 for n, a in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise LogError(f"{path}: arrays differ in length, {', '.join(f'{n} {k}' for n, k in lengths.items())}")
 
 
 def read_split(folder: Path) -> dict[str, object]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from residual_mbrl.datasets.log_set import LogSet, Part, open_arrays, read_split
+from residual_mbrl.datasets.log_set import LogSet, Part, check_lengths, open_arrays, read_split
 from residual_mbrl.errors import LogError
 from residual_mbrl.metrics import Metric
 from residual_mbrl.model import Model
@@ -33,13 +35,14 @@ def read_single(folder: Path, parts: Sequence[Part]) -> LogSet:
     """
     path = folder / "real_pend_h_1.npz"
     d, pairs = open_arrays(path, ("t", "theta", "omega")), _section(folder, "single")
+    check_lengths(path, d)
     grid = np.rint((d["t"] - d["t"][0]) / SINGLE_STEP).astype(int)
     logs: dict[Part, list[Trajectory]] = {}
     starts: dict[Part, list[list[int]]] = {}
     for part in parts:
-        rows = _runs(np.asarray(pairs[part], dtype=int))
+        rows = _runs(np.asarray(_entry(folder, pairs, part), dtype=int))
         logs[part] = [_trajectory(f"pendulum[{a}:{b + 1}]", grid[a : b + 2] * SINGLE_STEP, _stack(d, ("theta", "omega"), a, b + 2),
-                                  ("theta", "omega"), ("torque",), "1/unit", f"{part}{k}") for k, (a, b) in enumerate(rows)]
+                                  ("theta", "omega"), ("torque",), "", f"{part}{k}") for k, (a, b) in enumerate(rows)]
         starts[part] = [[int(grid[i] - grid[a]) for i in range(a, b + 1)] for a, b in rows]
     return LogSet(logs=logs, starts=starts, files=[path])
 
@@ -54,12 +57,13 @@ def read_double(folder: Path, parts: Sequence[Part]) -> LogSet:
     """
     path = folder / "real_double_pend_h_1.npz"
     d, split = open_arrays(path, ("t", "theta", "omega", "alpha")), _section(folder, "double")
-    stride, steps = int(split["rollout_stride"]), int(split["rollout_steps"])  # type: ignore[call-overload]
+    check_lengths(path, d)
+    stride, steps = (int(_entry(folder, split, n)) for n in ("rollout_stride", "rollout_steps"))
     names = ("theta1", "theta2", "omega1", "omega2", "alpha1", "alpha2")
     logs: dict[Part, list[Trajectory]] = {}
     starts: dict[Part, list[list[int]]] = {}
     for part in parts:
-        a, b = (int(x) for x in split[part])  # type: ignore[attr-defined]
+        a, b = (int(x) for x in _entry(folder, split, part))
         grid = np.rint((d["t"][a:b] - d["t"][a]) / DOUBLE_STEP).astype(int)
         values = np.concatenate([d[n][a:b] for n in ("theta", "omega", "alpha")], 1)
         logs[part] = [_trajectory(f"double_pendulum[{a}:{b}]", grid * DOUBLE_STEP, values, names, ("torque1", "torque2"), "rad/s", part)]
@@ -89,8 +93,7 @@ def score_single(model: Model, folder: Path, part: Part, name: str) -> list[Metr
     predicted = model.predict(windows).measurements
     error = ((predicted - windows.measurements)[rows, steps + 1] - (predicted - windows.measurements)[:, 0]) / seconds
     whole = cut_windows(data.logs[part][:1], dt)
-    energy = lambda x: 2.4 * (1 - torch.cos(x[..., 0])) + x[..., 1] ** 2  # noqa: E731
-    gap = (energy(model.predict(whole).measurements) - energy(whole.measurements))[whole.recorded[..., 0]]
+    gap = (_energy(model.predict(whole).measurements) - _energy(whole.measurements))[whole.recorded[..., 0]]
     squares = error.square().mean(-1).numpy()
     low, high = _interval(squares)
     return [Metric(model=name, metric="mse_dxdt", value=float(squares.mean()), unit="1", ci95=(low, high)),
@@ -122,6 +125,10 @@ def score_double(model: Model, folder: Path, part: Part, name: str) -> list[Metr
     return metrics + _acceleration_r2(model, data.logs[part], name)
 
 
+def _energy(x: Tensor) -> Tensor:
+    return 2.4 * (1 - torch.cos(x[..., 0])) + x[..., 1] ** 2
+
+
 def _acceleration_r2(model: Model, logs: Sequence[Trajectory], name: str) -> list[Metric]:
     dt = model.dynamics.dt
     starts = [[int(k) for k in np.rint((log.measurement_time - log.measurement_time[0]) / dt)] for log in logs]
@@ -138,11 +145,18 @@ def _interval(values: Array, statistic: object = np.mean) -> tuple[float, float]
     return float(low), float(high)
 
 
-def _section(folder: Path, name: str) -> Mapping[str, Sequence[int]]:
+def _section(folder: Path, name: str) -> Mapping[str, Any]:
     section = read_split(folder).get(name)
     if not isinstance(section, dict):
         raise LogError(f"{folder / 'split.json'}: expected an object {name!r}")
     return section
+
+
+def _entry(folder: Path, section: Mapping[str, Any], name: str) -> Any:
+    entry = section.get(name)
+    if not entry:
+        raise LogError(f"{folder / 'split.json'}: nothing for {name!r}; there are {sorted(section)}")
+    return entry
 
 
 def _runs(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -155,8 +169,8 @@ def _stack(d: Mapping[str, Array], names: Sequence[str], a: int, b: int) -> Arra
     return np.stack([d[n][a:b] for n in names], 1).astype(np.float64)
 
 
-def _trajectory(name: str, time: Array, values: Array, columns: tuple[str, ...], commands: tuple[str, ...], rate: str,  # noqa: PLR0917
+def _trajectory(name: str, time: Array, values: Array, columns: tuple[str, ...], commands: tuple[str, ...], rate: str,
                 group: str) -> Trajectory:
-    units = {c: "rad" if c.startswith("theta") else rate if c.startswith("omega") else f"{rate}²" for c in columns}
+    units = {c: "rad" if c.startswith("theta") else rate if c.startswith("omega") else f"{rate}²" for c in columns if rate or c == "theta"}
     return Trajectory(name=name, command_time=time, commands=np.zeros((len(time), len(commands))), command_names=commands,
                       measurement_time=time, measurements=values, measurement_names=columns, units=units, group=group)

@@ -25,13 +25,13 @@ def candidates(baseline: Baseline, seed: int) -> Candidates:
     along = Feature(source="position", transform="hats", knots=8)
     directed = Feature(source="position", transform="hats", knots=8, direction="speed")
     slow = [Feature(source="speed", transform="slow", width=0.01), Feature(source="speed", transform="slow", width=0.01, direction="speed")]
-    return {"friction along the axis": [DryFriction(nv=1, features=[along], bound=10.0, hidden=(), seed=seed)],
-            "friction along the axis, by direction": [DryFriction(nv=1, features=[along, directed], bound=10.0, hidden=(), seed=seed)],
-            "Stribeck friction by direction": [DryFriction(nv=1, features=slow, bound=10.0, hidden=(), seed=seed)]}
+    return {"friction along the axis": [DryFriction(nv=1, features=[along], bound=3.0, hidden=(), seed=seed)],
+            "friction along the axis, by direction": [DryFriction(nv=1, features=[along, directed], bound=3.0, hidden=(), seed=seed)],
+            "Stribeck friction by direction": [DryFriction(nv=1, features=slow, bound=3.0, hidden=(), seed=seed)]}
 
 
 DRIVE = Preset(name="drive", summary="linear axis on a ball screw (EMPS record, 1 ms)", read=emps.read, score=emps.score,
                baseline=LinearDrive, sensor=sensor, candidates=candidates,
                disturbance={"force": (Drift(lower=-0.5, upper=0.5, prior_std=0.02),)}, horizon=emps.WINDOW, leave_group_out=True,
                identify=IdentifyOptions(candidates=1, starts=1, iterations=20, every=10, loss="linear"),
-               fit=FitOptions(rounds=2, iterations=6, every=10, ridge=0.02, loss="linear"))
+               fit=FitOptions(rounds=2, iterations=6, every=10, ridge=0.1, loss="linear"))

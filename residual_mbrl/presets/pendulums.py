@@ -55,7 +55,7 @@ def double_pendulum_sensor(baseline: Baseline) -> Sensor:
     """
     derivative = (Differentiated(order=1, window=5, polynomial=2),)
     offset = Bias(lower=-0.03, upper=0.03, prior_std=0.01)
-    four = tuple(AngleHarmonic(order=4, phase=phase, prior_std=0.001) for phase in ("cos", "sin"))  # type: ignore[arg-type]
+    four = tuple(AngleHarmonic(order=4, phase=phase, prior_std=0.001) for phase in ("cos", "sin"))
     return Sensor(space=baseline.space, columns=(
         Column(name="theta1", source="angle1", noise=0.001, effects=(offset,)),
         Column(name="theta2", source="angle2", noise=0.0015, effects=(offset, *four)),

@@ -30,7 +30,8 @@ def candidates(baseline: Baseline, seed: int) -> Candidates:
                 Feature(source="enabled")]
     drive = [Feature(source="duty", transform="abs"), Feature(source="current", transform="abs"), Feature(source="rate", transform="abs")]
     return {"dry friction": [DryFriction(nv=1, features=friction, bound=0.05, hidden=(4,), seed=seed)],
-            "actuator": [EffortActuator(signal="motor_torque", nv=1, features=drive, gain_bound=0.15, bias_bound=0.05, hidden=(4,), seed=seed)],
+            "actuator": [EffortActuator(signal="motor_torque", nv=1, features=drive, gain_bound=0.15, bias_bound=0.05, hidden=(4,),
+                                        seed=seed)],
             "potential": [Conservative(nq=1, periodic=(0,), units=6, scale=0.05, seed=seed)]}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from residual_mbrl.baselines import Baseline, Port
+from residual_mbrl.baselines import Baseline, Port, Values
 from residual_mbrl.errors import ModelError
 from residual_mbrl.spaces import StateSpace
 
@@ -25,10 +25,12 @@ class Context:
     Args:
         space: Layout of the baseline's state.
         state: Baseline state, shape [*batch, nx].
-        action: Command, shape [*batch, nu].
-        signals: Internal quantities of the baseline by name, each [*batch, k].
+        action: Command, shape [*batch, nu]: as it was sent for a residual on the action port, as executed for all others.
+        signals: Internal quantities of the baseline under the executed command by name, each [*batch, k]; none for a residual on
+            the action port, which decides what is executed.
         memory: This residual's own memory, shape [*batch, memory].
         dt: Seconds per step.
+        values: Physical parameter values of the model by name, each broadcastable to [*batch]; nominal where missing.
     """
 
     space: StateSpace
@@ -37,6 +39,7 @@ class Context:
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Tensor | None = None
     dt: float = 0.0
+    values: Values = field(default_factory=dict)
 
     @property
     def q(self) -> Tensor:
@@ -67,6 +70,11 @@ class Context:
             return whole[name]
         raise ModelError(f"residual feature {name!r}: the baseline has no such state, action or signal; there are "
                          f"{[*self.space.state_names, *self.space.action, *self.signals, *whole]}")
+
+
+def add_live(values: Values, name: str, addition: Tensor) -> dict[str, Tensor]:
+    """Return parameter values with an addition to a live one, which may be a named parameter or not be there yet."""
+    return {**values, name: values[name] + addition if name in values else addition}
 
 
 @dataclass(frozen=True, kw_only=True)

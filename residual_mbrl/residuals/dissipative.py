@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Baseline, Port
-from residual_mbrl.residuals.base import Certificate, Context, Residual, power_certificate
+from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live, power_certificate
 from residual_mbrl.residuals.features import Feature, FeatureMap
 from residual_mbrl.residuals.networks import Perceptron
 
@@ -70,4 +70,5 @@ class Dissipative(Residual):
         """Worst power [W]: of all dissipation in the step, or of the explicit force at the present velocity."""
         if self.explicit:
             return power_certificate(self.name, (self(context) * context.v).sum(-1))
-        return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, {"damping": self(context)}))
+        values = add_live(context.values, self.live, self(context))
+        return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, values))

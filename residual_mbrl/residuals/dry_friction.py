@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Baseline, Port
-from residual_mbrl.residuals.base import Certificate, Context, Residual, power_certificate
+from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live, power_certificate
 from residual_mbrl.residuals.features import Feature, FeatureMap
 from residual_mbrl.residuals.networks import Perceptron
 
@@ -51,4 +51,5 @@ class DryFriction(Residual):
 
     def certificate(self, context: Context, baseline: Baseline) -> Certificate:
         """Worst power [W] of all dissipation in the step that this residual takes part in; see ``Baseline.dissipation_power``."""
-        return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, {"frictionloss": self(context)}))
+        values = add_live(context.values, self.live, self(context))
+        return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, values))

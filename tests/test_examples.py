@@ -1,0 +1,73 @@
+"""Examples run as a user runs them, and what they claim to show is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from residual_mbrl import artifact
+
+ROOT = Path(__file__).parents[1]
+SERVO_ARTIFACT = ROOT / "benchmarks" / "artifacts" / "servo"
+CALL = """
+import json, pathlib, runpy, sys
+path, folders, options = sys.argv[1], *map(json.loads, sys.argv[2:])
+result = runpy.run_path(path)["main"](**{n: pathlib.Path(x) for n, x in folders.items()}, **options)
+print(json.dumps(result, default=vars))
+"""
+
+
+def example(name: str, folders: dict[str, Path] | None = None, **options: object) -> Any:
+    """Call an example's main in a process of its own (shapes are not checked at every call there) and return what it returns."""
+    arguments = [json.dumps({n: str(x) for n, x in (folders or {}).items()}), json.dumps(options)]
+    command = [sys.executable, "-c", CALL, str(ROOT / "examples" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def quick_servo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artefact that example 01 made in its quick form."""
+    out = tmp_path_factory.mktemp("servo") / "calibration"
+    example("01_calibrate_servo", {"out": out}, quick=True)
+    return out
+
+
+def test_01_finds_a_heavier_load(quick_servo: Path) -> None:
+    """The quick form of 01 writes an artefact and a report, and moves the load away from the data sheet's 0.49 kg."""
+    calibration = artifact.load(quick_servo)
+    assert calibration.model.dynamics.values["load_mass"] > 0.55
+    assert (quick_servo / "report.html").is_file()
+
+
+def test_02_learns_the_cable() -> None:
+    """A user's own baseline and arrays: the residual lowers the held-out error of the identified model by more than half."""
+    errors = example("02_own_baseline")
+    assert errors["identified+residual"] < 0.5 * errors["identified"] < 0.5 * errors["nominal"]
+
+
+@pytest.mark.parametrize("source", ["quick", "benchmark"])
+def test_03_predicts_and_linearises(source: str, quick_servo: Path) -> None:
+    """An artefact predicts a reachable angle, and its linearisation agrees with a small change of command."""
+    if source == "benchmark" and not (SERVO_ARTIFACT / artifact.CALIBRATION).is_file():
+        pytest.skip(f"no committed artefact at {SERVO_ARTIFACT}")
+    outcome = example("03_use_the_artifact", {"folder": quick_servo if source == "quick" else SERVO_ARTIFACT})
+    assert 0.2 < outcome["angle"] < 0.9
+    assert outcome["linear_error"] < 1e-3
+
+
+def test_04_residual_learns_the_filter() -> None:
+    """Without a sensor model the residual matches the column and moves away from the true angle; with one it is not needed."""
+    outcomes = example("04_sensor_or_residual")
+    as_angle, modelled = outcomes["taken as the angle"], outcomes["modelled as a low-pass"]
+    assert as_angle["identified+residual"]["worth"]
+    assert as_angle["identified+residual"]["column"] < 0.5 * as_angle["identified"]["column"]
+    assert as_angle["identified+residual"]["angle"] > as_angle["identified"]["angle"]
+    assert modelled["identified"]["angle"] < 0.4 * as_angle["identified"]["angle"]
+    assert not modelled["identified+residual"]["worth"]
