@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Effect, LowPass
 from residual_mbrl.evaluation import evaluate
 from residual_mbrl.fitting import FitOptions, fit
 from residual_mbrl.identification import IdentifyOptions, identify
@@ -19,7 +20,7 @@ from residual_mbrl.model import Model
 from residual_mbrl.physics.pendulum import PARAMETERS, Pendulum
 from residual_mbrl.residuals import CommandActuator
 from residual_mbrl.rollouts import rollout
-from residual_mbrl.sensors import Column, Effect, LowPass, Sensor
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.trajectories import Trajectory
 from residual_mbrl.verdict import is_residual_worth_it
 from residual_mbrl.windows import cut_windows

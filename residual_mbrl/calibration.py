@@ -21,13 +21,13 @@ from residual_mbrl.errors import ArtifactError, LogError
 from residual_mbrl.evaluation import evaluate
 from residual_mbrl.fold_fits import Fold, Recipe
 from residual_mbrl.friction_figure import learned_friction
+from residual_mbrl.log_checks import check_units
 from residual_mbrl.metrics import Metric
 from residual_mbrl.model import Model
 from residual_mbrl.presets import PRESETS, Preset
 from residual_mbrl.report import ReportInput, write_report
 from residual_mbrl.selection import folds_by_group, select
 from residual_mbrl.self_check import self_check
-from residual_mbrl.sensors import check_units
 from residual_mbrl.verdict import is_residual_worth_it
 from residual_mbrl.windows import Windows, cut_windows
 

@@ -94,7 +94,7 @@ def data_curve(recipe: Recipe, fold: Fold, selection: Selection, tell: Tell) -> 
         count = max(1, round(fraction * len(fold.train)))
         rows = torch.linspace(0, len(fold.train) - 1, count).round().long()
         part = fold.train.take(rows)
-        amount = float(part.recorded[:, 1:].any(-1).sum()) * part.dt
+        amount = round(float(part.recorded[:, 1:].any(-1).sum()) * part.dt, 1)
         found = cheap.model(cheap.identified(part))
         corrected = cheap.corrected(found, recipe.candidates[selection.chosen], part)
         for name, model in (("identified", found), ("identified+residual", corrected)):

@@ -16,9 +16,10 @@ from residual_mbrl import files
 from residual_mbrl import residuals as types
 from residual_mbrl.baselines import Baseline, Parameter, Parameters
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
+from residual_mbrl.effects import EFFECTS, Effect
 from residual_mbrl.errors import ArtifactError
 from residual_mbrl.residuals import Feature, Residual
-from residual_mbrl.sensors import EFFECTS, Column, Effect, Sensor
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.spaces import StateSpace
 
 BASELINES = {"Servo": "servo", "LinearDrive": "linear_drive", "Pendulum": "pendulum", "DoublePendulum": "double_pendulum",

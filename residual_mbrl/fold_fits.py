@@ -120,11 +120,11 @@ def fit_fold(recipe: Recipe, fold: Fold, work: Path, slug: str, tell: Tell | Non
     return models
 
 
-def fit_alone(recipe: Recipe, fold: Fold, work: Path, slug: str, chosen: str) -> Model:
+def fit_alone(recipe: Recipe, fold: Fold, work: Path, slug: str, tell: Tell | None = None, *, chosen: str) -> Model:
     """Fit the chosen residual on the nominal model: the ablation "residual without identification"."""
     nominal = Model(dynamics=recipe.dynamics, sensor=recipe.sensor)
     alone = replace(recipe, fit=replace(recipe.fit, parameters=False))
-    return alone.corrected(nominal, recipe.candidates[chosen], fold.train, work / f"{slug}_alone.npz")
+    return alone.corrected(nominal, recipe.candidates[chosen], fold.train, work / f"{slug}_alone.npz", tell)
 
 
 def _network(recipe: Recipe, found: Model, train: Windows, checkpoint: Path, tell: Tell) -> Model:

@@ -106,8 +106,7 @@ def _each_fold(fit: Callable[..., T], recipe: Recipe, folds: Sequence[Fold], wor
     if min(workers, len(jobs)) < 2:
         results = []
         for i, job in enumerate(jobs):
-            tell(f"fold {i + 1} of {len(jobs)}: {job[1].name}", i / len(jobs))
-            results.append(fit(*job))
+            results.append(fit(*job, tell=lambda phrase, done, i=i: tell(phrase, (i + done) / len(jobs))))
         return results
     workers = min(workers, len(jobs))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:

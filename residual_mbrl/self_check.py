@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Quantisation
 from residual_mbrl.identification import Identification, IdentifyOptions, identify
 from residual_mbrl.model import Model
-from residual_mbrl.sensors import Quantisation, Sensor
+from residual_mbrl.sensors import Sensor
 from residual_mbrl.windows import Windows
 
 

@@ -123,8 +123,8 @@ def on_grid(trajectory: Trajectory, dt: float, *, resample: bool = False, tolera
     off = np.abs(place - row) > tolerance
     values = np.full((steps + 1, trajectory.measurements.shape[1]), np.nan)
     if not resample:
-        if off.any():
-            i = int(np.flatnonzero(off)[0])
+        if off.any() or abs(trajectory.interval / dt - 1) > tolerance:
+            i = int(np.flatnonzero(off)[0]) if off.any() else 1
             raise LogError(f"{trajectory.name}: sample {i} at {t[i]:.6g} s lies off the model's {dt:g} s grid (median interval "
                            f"{trajectory.interval:.6g} s): expected data at {1 / dt:.6g} Hz; resample it or build the model at "
                            "the log's rate")

@@ -14,11 +14,11 @@ import numpy as np
 from residual_mbrl import demo, fold_fits
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
-from residual_mbrl.presets import PRESETS
 from residual_mbrl.presets.preset import Preset
+from residual_mbrl.presets.servo import SERVO
 
 TINY: Preset = replace(
-    demo.DEMO, name="servo", candidates=lambda baseline, seed: {"dry friction": PRESETS["servo"].candidates(baseline, seed)["dry friction"]},
+    demo.DEMO, name="servo", candidates=lambda baseline, seed: {"dry friction": SERVO.candidates(baseline, seed)["dry friction"]},
     identify=IdentifyOptions(candidates=4, starts=2, iterations=3, every=4), fit=FitOptions(rounds=1, iterations=1, every=8))
 SECONDS = 0.5
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Effect
 from residual_mbrl.observation import observe
 from residual_mbrl.physics.mechanical import MechanicalBaseline
 from residual_mbrl.physics.pendulum import PARAMETERS, SPACE, Pendulum
@@ -15,7 +16,7 @@ from residual_mbrl.physics.servo import PARAMETERS as SERVO_PARAMETERS
 from residual_mbrl.physics.servo import Servo
 from residual_mbrl.residuals import Residual
 from residual_mbrl.rollouts import rollout
-from residual_mbrl.sensors import Column, Effect, Sensor
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.windows import Windows
 
 DT = 0.05

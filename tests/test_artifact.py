@@ -18,6 +18,7 @@ from residual_mbrl.artifact import CALIBRATION, WEIGHTS, Calibration, load, save
 from residual_mbrl.baselines import Parameter
 from residual_mbrl.check import build
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
+from residual_mbrl.effects import Bias, ClockScale, Delay, Differentiated, Drift, LowPass, Quantisation, Scale, Smoothing
 from residual_mbrl.errors import ArtifactError, OutputError
 from residual_mbrl.identifiability import Estimate
 from residual_mbrl.metrics import Metric
@@ -34,19 +35,7 @@ from residual_mbrl.residuals import (
     Unstructured,
 )
 from residual_mbrl.rollouts import rollout
-from residual_mbrl.sensors import (
-    Bias,
-    ClockScale,
-    Column,
-    Delay,
-    Differentiated,
-    Drift,
-    LowPass,
-    Quantisation,
-    Scale,
-    Sensor,
-    Smoothing,
-)
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.windows import Windows
 
 FEATURES = [Feature(source="position", transform="sin"), Feature(source="velocity", transform="hats", knots=4),

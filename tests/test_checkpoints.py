@@ -13,13 +13,15 @@ from residual_mbrl.checkpoints import Round, Training
 from residual_mbrl.errors import ModelError, OutputError
 
 STATE = Training(z=np.array([1 / 3, -1e-300, np.pi]), best=np.array([0.1 + 0.2, 2.0, 3.0]), best_score=1 / 7, stage=2, round=1, stale=1,
-                 history=(Round(horizon=5, train=0.5, validation=1 / 9, seconds=0.25), Round(horizon=7, train=1e-9, validation=2.0, seconds=3.0)),
+                 history=(Round(horizon=5, train=0.5, validation=1 / 9, seconds=0.25),
+                          Round(horizon=7, train=1e-9, validation=2.0, seconds=3.0)),
                  converged=True)
 
 
 def scored(state, *scores, rounds=10, patience=2):
     for k, score in enumerate(scores):
-        state = state.advance(np.array([float(k)]), Round(horizon=5, train=0.0, validation=score, seconds=0.0), rounds=rounds, patience=patience)
+        state = state.advance(np.array([float(k)]), Round(horizon=5, train=0.0, validation=score, seconds=0.0),
+                              rounds=rounds, patience=patience)
     return state
 
 

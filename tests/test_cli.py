@@ -13,13 +13,14 @@ from residual_mbrl import artifact, files
 from residual_mbrl.artifact import Calibration, estimate_table, save, write_metrics
 from residual_mbrl.cli import main
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Bias
 from residual_mbrl.errors import LogError
 from residual_mbrl.identifiability import Estimate
 from residual_mbrl.metrics import Metric
 from residual_mbrl.model import Model
 from residual_mbrl.physics.pendulum import Pendulum
 from residual_mbrl.residuals import Dissipative, Feature
-from residual_mbrl.sensors import Bias, Column, Sensor
+from residual_mbrl.sensors import Column, Sensor
 
 METRIC = Metric(model="identified", metric="mae_rad", value=0.03125, unit="rad", horizon=10, ci95=(0.03, 0.04))
 

@@ -8,7 +8,7 @@ from calibration_problem import column, write_logs
 
 from residual_mbrl import demo
 from residual_mbrl.datasets import bam
-from residual_mbrl.sensors import check_units
+from residual_mbrl.log_checks import check_units
 
 
 def test_logs_are_readable(tmp_path):

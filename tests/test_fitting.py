@@ -48,7 +48,7 @@ class Sagging(Pendulum):
         return super().smooth_force(q, v, u * (1 - 0.04 * u.abs()), p)
 
 
-def planted(kind, *, count=5, steps=40, seed=0):
+def planted(kind, *, count=6, steps=50, seed=0):
     """Logs of a planted pendulum with known parameters and little noise."""
     truth = kind(pendulum().parameters, dt=DT, integrator="semi_implicit")
     return pendulum_logs(baseline=truth, seen=SEEN, count=count, steps=steps, seed=seed, noise=0.1)
@@ -99,13 +99,13 @@ def test_dry_friction_learns_a_load_dependent_law():
 
 
 def test_a_potential_learns_a_planted_spring():
-    """The held-out error falls fivefold, and the learned force is the spring's."""
-    fitted = fit(known(Conservative(nq=1, units=6, scale=3.0)), planted(Sprung), options=replace(QUICK, rounds=3)).model
+    """The held-out error falls tenfold, and over the angles that the logs visit the learned force is the spring's."""
+    fitted = fit(known(Conservative(nq=1, units=6, scale=3.0)), planted(Sprung), options=replace(QUICK, rounds=8)).model
     held = planted(Sprung, seed=5)
-    assert error(fitted, held) < error(known(), held) / 5
-    angle = torch.linspace(-1, 1, 21, dtype=torch.float64)
+    assert error(fitted, held) < error(known(), held) / 10
+    angle = torch.linspace(-1.0, 0.6, 17, dtype=torch.float64)
     learned = limit_of(fitted, torch.stack([angle, torch.zeros_like(angle)], -1))
-    assert (learned + 2.0 * angle + 0.8 * angle**3).abs().max() < 0.3
+    assert (learned + 2.0 * angle + 0.8 * angle**3).abs().max() < 0.2
 
 
 def test_an_actuator_learns_a_planted_sag():

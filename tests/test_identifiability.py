@@ -9,11 +9,12 @@ from estimation_problem import SERVO_TRUTH, TRUTH, logs, pendulum, pendulum_logs
 
 from residual_mbrl.baselines import Parameter
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Bias
 from residual_mbrl.identifiability import Estimate, identifiability
 from residual_mbrl.identification import IdentifyOptions, identify
 from residual_mbrl.physics.double_pendulum import PARAMETERS as DOUBLE
 from residual_mbrl.physics.double_pendulum import DoublePendulum
-from residual_mbrl.sensors import Bias, Column, Sensor
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.simulation_error import SimulationError
 
 ONE = IdentifyOptions(candidates=1, starts=1, iterations=8, loss="linear")
@@ -22,7 +23,8 @@ ONE = IdentifyOptions(candidates=1, starts=1, iterations=8, loss="linear")
 def problem(baseline=None, seen=None, windows=None, free=None, values=TRUTH, **options):
     baseline, seen = baseline or pendulum(), seen or sensor()
     free = [p for p in (*baseline.parameters, *seen.parameters) if (p.free if free is None else p.name in free)]
-    return SimulationError(dynamics=ResidualDynamics(baseline, values=values), sensor=seen, windows=windows or pendulum_logs(), free=free, **options)
+    return SimulationError(dynamics=ResidualDynamics(baseline, values=values), sensor=seen, windows=windows or pendulum_logs(),
+                           free=free, **options)
 
 
 def known(error):

@@ -22,9 +22,9 @@ from estimation_problem import (
 from scipy.stats import binom
 
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Bias, Delay, Drift, Scale
 from residual_mbrl.errors import ModelError
 from residual_mbrl.identification import IdentifyOptions, identify
-from residual_mbrl.sensors import Bias, Delay, Drift, Scale
 from residual_mbrl.status import Status
 
 QUICK = IdentifyOptions(candidates=8, starts=1, iterations=15)
@@ -242,7 +242,8 @@ def test_a_pattern_that_matches_nothing_is_refused():
 def test_patterns_choose_what_is_free():
     """Names and globs free exactly what they match, marked free or not, of plant and sensor."""
     seen = sensor(angle=[Bias(free=False)], rate=[Bias()])
-    result = identify(ResidualDynamics(pendulum()), seen, pendulum_logs(count=1), replace(ONE, free=["coul*", "q.*", "inertia"], iterations=2))
+    windows = pendulum_logs(count=1)
+    result = identify(ResidualDynamics(pendulum()), seen, windows, replace(ONE, free=["coul*", "q.*", "inertia"], iterations=2))
     assert list(found(result)) == ["inertia", "coulomb", "q.bias"]
 
 

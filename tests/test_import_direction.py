@@ -26,7 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "residuals": {"baselines", "errors", "physics", "spaces"},
     "dynamics": {"baselines", "errors", "residuals", "spaces"},
     "rollouts": {"baselines", "dynamics", "errors", "kernels", "residuals", "spaces"},
-    "sensors": {"baselines", "errors", "spaces", "trajectories", "windows"},
+    "effects": {"baselines", "errors"},
+    "sensors": {"baselines", "effects", "errors", "spaces", "windows"},
+    "log_checks": {"errors", "sensors", "trajectories"},
 }
 """What each early layer may import of this package besides itself; later layers must only be free of cycles."""
 

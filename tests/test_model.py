@@ -8,10 +8,11 @@ import pytest
 import torch
 from evaluation_problem import IDENTIFIED, TRUE, model, stribeck, windows
 
+from residual_mbrl.effects import Bias, Delay, Differentiated
 from residual_mbrl.evaluation import evaluate
 from residual_mbrl.model import Model
 from residual_mbrl.rollouts import rollout
-from residual_mbrl.sensors import Bias, Column, Delay, Differentiated, Sensor
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.simulation_error import SimulationError
 from residual_mbrl.windows import Windows
 

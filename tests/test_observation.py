@@ -12,11 +12,12 @@ from scipy.signal import savgol_filter
 from torch import Tensor
 
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import AngleHarmonic, Bias, Delay, Differentiated, Scale, Smoothing
 from residual_mbrl.errors import ModelError
 from residual_mbrl.observation import observe
 from residual_mbrl.physics.double_pendulum import DoublePendulum
 from residual_mbrl.rollouts import rollout
-from residual_mbrl.sensors import AngleHarmonic, Bias, Column, Delay, Differentiated, Scale, Sensor, Smoothing
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.windows import Windows, cut_windows
 
 DT, FINE = 0.01, 10

@@ -22,7 +22,8 @@ def test_candidates_fit_the_baseline(preset):
     assert len(first) >= 2
     for name, residuals in first.items():
         dynamics, twin = ResidualDynamics(baseline, residuals), ResidualDynamics(baseline, again[name])
-        state = dynamics.initial_state(torch.zeros(baseline.space.nx, dtype=torch.float64), torch.zeros(baseline.space.nu, dtype=torch.float64))
+        rest, still = torch.zeros(baseline.space.nx, dtype=torch.float64), torch.zeros(baseline.space.nu, dtype=torch.float64)
+        state = dynamics.initial_state(rest, still)
         with torch.no_grad():
             states = rollout(dynamics, state, torch.zeros(5, baseline.space.nu, dtype=torch.float64))
         assert torch.isfinite(states).all()

@@ -41,7 +41,7 @@ def test_derivatives_are_those_of_the_value(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_torch_gradient_is_rho_prime(loss):
-    """d cost / d e = e ρ'((e/f)²), finite at zero."""
+    """The slope of the cost is e ρ'((e/f)²), finite at zero."""
     e, f_scale = torch.tensor(ERRORS[0], requires_grad=True), 1.7
     robust.torch_cost(e, loss, f_scale).backward()
     np.testing.assert_allclose(e.grad.numpy(), ERRORS[0] * robust.rho((ERRORS[0] / f_scale) ** 2, loss)[1], rtol=1e-12)

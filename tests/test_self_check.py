@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Quantisation
 from residual_mbrl.identification import IdentifyOptions, identify
 from residual_mbrl.model import Model
 from residual_mbrl.physics.pendulum import PARAMETERS, Pendulum
 from residual_mbrl.rollouts import rollout
 from residual_mbrl.self_check import self_check, synthetic_windows
-from residual_mbrl.sensors import Column, Quantisation, Sensor
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.windows import Windows
 
 OPTIONS = IdentifyOptions(candidates=8, starts=1, iterations=50)

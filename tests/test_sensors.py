@@ -11,23 +11,11 @@ from problems import log, slopes
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import lfilter, savgol_filter
 
+from residual_mbrl.effects import EFFECTS, Bias, ClockScale, Delay, Differentiated, Drift, LowPass, Quantisation, Scale, Smoothing
 from residual_mbrl.errors import LogError, ModelError
+from residual_mbrl.log_checks import check_units
 from residual_mbrl.physics.pendulum import SPACE
-from residual_mbrl.sensors import (
-    EFFECTS,
-    Bias,
-    ClockScale,
-    Column,
-    Delay,
-    Differentiated,
-    Drift,
-    LowPass,
-    Quantisation,
-    Scale,
-    Sensor,
-    Smoothing,
-    check_units,
-)
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.trajectories import Trajectory
 from residual_mbrl.windows import cut_windows
 

@@ -9,10 +9,11 @@ from problems import log, random_states, randomise, residual, system
 
 from residual_mbrl.baselines import Parameters
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.effects import Bias, Delay
 from residual_mbrl.errors import ModelError
 from residual_mbrl.physics.pendulum import PARAMETERS, Pendulum
 from residual_mbrl.rollouts import rollout
-from residual_mbrl.sensors import Bias, Column, Delay, Sensor
+from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.simulation_error import SimulationError
 from residual_mbrl.windows import Windows, cut_windows
 

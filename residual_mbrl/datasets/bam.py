@@ -26,6 +26,9 @@ def read_log(path: Path) -> Trajectory:
     d = open_arrays(path, ARRAYS)
     gain = np.broadcast_to(d["kp"], d["t"].shape) if d["kp"].size == 1 else d["kp"]
     check_lengths(path, {**d, "kp": gain})
+    flat = {n: a.shape for n, a in {**d, "kp": gain}.items() if a.ndim != 1}
+    if flat:
+        raise LogError(f"{path}: expected one number a row, received {flat}")
     return Trajectory(name=path.stem, command_time=d["t"], commands=_columns(d["q_goal"], d["torque_on"], gain),
                       command_names=("goal", "enabled", "gain"), measurement_time=d["t"], measurements=_columns(d["q"], d["dq"]),
                       measurement_names=("q", "dq"), units={"goal": "rad", "q": "rad", "dq": "rad/s", "gain": "counts"},

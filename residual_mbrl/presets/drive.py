@@ -6,12 +6,13 @@ import math
 
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.datasets import emps
+from residual_mbrl.effects import Drift
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.physics.linear_drive import LinearDrive
 from residual_mbrl.presets.preset import Candidates, Preset
 from residual_mbrl.residuals import DryFriction, Feature
-from residual_mbrl.sensors import Column, Drift, Sensor
+from residual_mbrl.sensors import Column, Sensor
 
 
 def sensor(baseline: Baseline) -> Sensor:

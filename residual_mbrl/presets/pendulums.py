@@ -6,6 +6,7 @@ import math
 
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.datasets import schmidt_lipson
+from residual_mbrl.effects import AngleHarmonic, Bias, Differentiated
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.physics.double_pendulum import PARAMETERS as DOUBLE_PARAMETERS
@@ -14,7 +15,7 @@ from residual_mbrl.physics.pendulum import PARAMETERS as SINGLE_PARAMETERS
 from residual_mbrl.physics.pendulum import Pendulum
 from residual_mbrl.presets.preset import Candidates, Preset
 from residual_mbrl.residuals import Conservative, Dissipative, Feature
-from residual_mbrl.sensors import AngleHarmonic, Bias, Column, Differentiated, Sensor
+from residual_mbrl.sensors import Column, Sensor
 
 
 def pendulum() -> Pendulum:

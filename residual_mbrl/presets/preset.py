@@ -8,12 +8,13 @@ from pathlib import Path
 
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.datasets.log_set import LogSet, Part
+from residual_mbrl.effects import Effect
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.metrics import Metric
 from residual_mbrl.model import Model
 from residual_mbrl.residuals import Residual
-from residual_mbrl.sensors import Effect, Sensor
+from residual_mbrl.sensors import Sensor
 
 Candidates = Mapping[str, Sequence[Residual]]
 
