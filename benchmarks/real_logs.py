@@ -113,7 +113,8 @@ def main(options: RealLogs) -> None:
         folder = ARTIFACTS / name
         if not options.score_only:
             calibrate(PRESETS[name], data / FOLDERS[name], folder, workers=options.workers)
-            shutil.rmtree(folder / "figures")  # the report holds them; the repository keeps one copy
+            (folder / "report.html").unlink()  # figures show the logs, which the repository does not hold
+            shutil.rmtree(folder / "figures")
         with tempfile.TemporaryDirectory() as out:
             scored[name] = evaluate_artifact(folder, data / FOLDERS[name], Path(out) / "scores")
     goals = [g for g in GOALS if g.preset in presets]

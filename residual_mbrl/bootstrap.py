@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -101,3 +102,17 @@ def fraction_better(reference: Array, model: Array) -> Array:
     """Return the fraction of units, of those with data, on which ``model`` errs less; shapes [units, ny] and [ny]."""
     known = ~np.isnan(model) & ~np.isnan(reference)
     return divide((model < reference).sum(0).astype(float), known.sum(0).astype(float))
+
+
+def interval(values: Array, statistic: Callable[..., Array] = np.mean, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a statistic of independent values.
+
+    Args:
+        values: Shape [N].
+        statistic: Takes an array and ``axis``.
+        resamples: How many times to draw.
+        seed: Seed of the draws.
+    """
+    drawn = statistic(values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))], axis=-1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)

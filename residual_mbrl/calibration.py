@@ -171,7 +171,10 @@ def make_folds(preset: Preset, logs: LogSet, dt: float) -> tuple[Windows, Window
     has_validation = bool(logs.logs.get("val"))
     everything = windows(["train", "val"]) if has_validation else train
     if preset.leave_group_out and len(set(everything.groups)) > 1:
-        return train, everything, folds_by_group(everything)
+        folds = folds_by_group(everything)
+        if logs.whole:  # blocks lose the windows that cross their edges; the final fit need not
+            everything = cut_windows(logs.whole, dt, horizon=preset.horizon, starts=logs.whole_starts)
+        return train, everything, folds
     if has_validation:
         return train, everything, [Fold(name="validation", train=train, held=windows(["val"]))]
     n = len(train)

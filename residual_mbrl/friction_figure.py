@@ -14,12 +14,15 @@ from residual_mbrl.windows import Windows
 POINTS = 121
 LEVELS = (0.1, 0.5, 0.9)
 
+DISTINCT = 10
+"""Fewer values of the baseline's limit than this are a constant, or one for each direction."""
+
 
 def learned_friction(model: Model, windows: Windows) -> dict[str, tuple[Figure, str]]:
     """Draw the dry-friction limit over velocity with and without the residual, at three loads from the data.
 
     Returns an empty dict for plants with more than one degree of freedom and for those without dry friction. The loads are
-    visited states and commands at the 10, 50 and 90 % quantiles of the baseline's limit, or of the position where it is constant.
+    visited states and commands at the 10, 50 and 90 % quantiles of the baseline's limit, or of the position where the limit knows no load.
 
     Args:
         model: The calibrated model.
@@ -36,7 +39,7 @@ def learned_friction(model: Model, windows: Windows) -> dict[str, tuple[Figure, 
     if limit is None:
         return {}
     limit = limit.expand(*v.shape)[..., 0]
-    if float(limit.std()) < 1e-3 * float(limit.mean()):
+    if len(limit.round(decimals=6).unique()) < DISTINCT:
         limit = q[..., 0]  # a limit that knows no load: spread the curves over positions instead
     chosen = [int((limit - torch.quantile(limit[:: max(1, len(limit) // 100_000)], level)).abs().argmin()) for level in LEVELS]
     fastest = float(torch.quantile(v.abs()[:: max(1, len(v) // 100_000)], 0.99))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from residual_mbrl.bootstrap import interval
 from residual_mbrl.datasets.log_set import LogSet, Part, check_lengths, open_arrays, read_split
 from residual_mbrl.errors import LogError
 from residual_mbrl.metrics import Metric
@@ -67,10 +68,7 @@ def score(model: Model, folder: Path, part: Part, name: str) -> list[Metric]:
     windows = cut_windows(logs, model.dynamics.dt)
     error = (model.predict(windows).measurements - windows.measurements)[..., 0].abs() * windows.recorded[..., 0]
     per_log = (error.sum(-1) / windows.recorded[..., 0].sum(-1)).numpy()
-    rng = np.random.default_rng(0)
-    means = per_log[rng.integers(len(per_log), size=(2000, len(per_log)))].mean(-1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return [Metric(model=name, metric="mae_rad", value=float(per_log.mean()), unit="rad", ci95=(float(low), float(high))),
+    return [Metric(model=name, metric="mae_rad", value=float(per_log.mean()), unit="rad", ci95=interval(per_log)),
             *(Metric(model=name, metric=f"mae_rad[{n}]", value=float(e), unit="rad") for n, e in zip(windows.names, per_log, strict=True))]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from residual_mbrl.bootstrap import interval
 from residual_mbrl.datasets.log_set import LogSet, Part, check_lengths, open_arrays, read_split
 from residual_mbrl.errors import LogError
 from residual_mbrl.metrics import Metric
@@ -48,7 +49,10 @@ def read(folder: Path, parts: Sequence[Part]) -> LogSet:
         logs[part] = [_trajectory(d, int(i), int(j), f"{part}{k}") for k, (i, j) in enumerate(zip(edges[:-1], edges[1:], strict=True))]
         starts[part] = [list(range(WARM_UP if i == 0 else 0, int(j - i) - WINDOW, STRIDE))
                         for i, j in zip(edges[:-1], edges[1:], strict=True)]
-    return LogSet(logs=logs, starts=starts, files=[path])
+    begin, end = _rows(folder, split, "train")[0], _rows(folder, split, "val")[1]
+    together = {"train", "val"} <= set(parts)
+    return LogSet(logs=logs, starts=starts, files=[path], whole=[_trajectory(d, begin, end, "train+val")] if together else (),
+                  whole_starts=[range(WARM_UP, end - begin - WINDOW, STRIDE)] if together else ())
 
 
 def score(model: Model, folder: Path, part: Part, name: str) -> list[Metric]:
@@ -67,9 +71,7 @@ def score(model: Model, folder: Path, part: Part, name: str) -> list[Metric]:
     windows = cut_windows(record, dt, horizon=WINDOW - 1, starts=[[s - a for s in _starts(split, part)]])
     error = 1e3 * (model.predict(windows).measurements - windows.measurements)[..., 0].numpy()
     squares = (error**2).mean(-1)
-    rng = np.random.default_rng(0)
-    resampled = np.sqrt(squares[rng.integers(len(squares), size=(2000, len(squares)))].mean(-1))
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    low, high = np.sqrt(interval(squares))
     whole = cut_windows(record, dt)
     open_loop = 1e3 * (model.predict(whole).measurements - whole.measurements)[..., 0].numpy()
     return [Metric(model=name, metric="rmse_windows_mm", value=float(np.sqrt(squares.mean())), unit="mm", horizon=WINDOW,

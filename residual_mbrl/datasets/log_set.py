@@ -30,11 +30,15 @@ class LogSet:
         logs: The logs of each part.
         starts: Grid rows at which windows start, for each log of a part; missing parts are cut by stride.
         files: Files they came from.
+        whole: The same training and validation data uncut, for the final fit, where ``logs`` are blocks of one record.
+        whole_starts: Grid rows at which windows of ``whole`` start.
     """
 
     logs: Mapping[Part, Sequence[Trajectory]]
     starts: Mapping[Part, Sequence[Sequence[int]]]
     files: Sequence[Path]
+    whole: Sequence[Trajectory] = ()
+    whole_starts: Sequence[Sequence[int]] = ()
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of every file by its name."""

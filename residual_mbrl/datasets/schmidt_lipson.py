@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_mbrl.bootstrap import interval
 from residual_mbrl.datasets.log_set import LogSet, Part, check_lengths, open_arrays, read_split
 from residual_mbrl.errors import LogError
 from residual_mbrl.metrics import Metric
@@ -95,7 +96,7 @@ def score_single(model: Model, folder: Path, part: Part, name: str) -> list[Metr
     whole = cut_windows(data.logs[part][:1], dt)
     gap = (_energy(model.predict(whole).measurements) - _energy(whole.measurements))[whole.recorded[..., 0]]
     squares = error.square().mean(-1).numpy()
-    low, high = _interval(squares)
+    low, high = interval(squares)
     return [Metric(model=name, metric="mse_dxdt", value=float(squares.mean()), unit="1", ci95=(low, high)),
             Metric(model=name, metric="mse_energy", value=float(gap.square().mean()), unit="1")]
 
@@ -119,7 +120,7 @@ def score_double(model: Model, folder: Path, part: Part, name: str) -> list[Metr
     metrics = []
     for h in HORIZONS:
         e = error[windows.recorded[:, h, 0].numpy(), h]
-        low, high = _interval(e, np.median)
+        low, high = interval(e, np.median)
         metrics.append(Metric(model=name, metric="angle_median_rad", horizon=h, value=float(np.median(e)), unit="rad", ci95=(low, high)))
         metrics.append(Metric(model=name, metric="angle_mean_rad", horizon=h, value=float(e.mean()), unit="rad"))
     return metrics + _acceleration_r2(model, data.logs[part], name)
@@ -136,13 +137,6 @@ def _acceleration_r2(model: Model, logs: Sequence[Trajectory], name: str) -> lis
     predicted, measured = model.predict(rows).measurements[:, 0, 4:6], rows.measurements[:, 0, 4:6]
     r2 = 1 - (predicted - measured).square().sum(0) / (measured - measured.mean(0)).square().sum(0)
     return [Metric(model=name, metric=f"acceleration_r2_link{i + 1}", value=float(x), unit="1") for i, x in enumerate(r2)]
-
-
-def _interval(values: Array, statistic: object = np.mean) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    drawn = statistic(values[rng.integers(len(values), size=(2000, len(values)))], axis=-1)  # type: ignore[operator]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _section(folder: Path, name: str) -> Mapping[str, Any]:
