@@ -81,7 +81,7 @@ def select(recipe: Recipe, folds: Sequence[Fold], work: Path, tell: Tell, worker
         tell: Called with a phrase and the fraction done.
         workers: Processes that fit folds side by side; with more than one, the calling script must be importable.
     """
-    fitted = _each_fold(fit_fold, recipe, folds, work, tell, workers)
+    fitted = _each_fold(fit_fold, recipe, folds, work, lambda phrase, done: tell(phrase, 0.85 * done), workers)
     held = joined([f.held for f in folds])
 
     def held_out(name: str) -> HeldOut:
@@ -93,7 +93,8 @@ def select(recipe: Recipe, folds: Sequence[Fold], work: Path, tell: Tell, worker
     errors = {n: _mean_error(held_out(n), held) for n in judged}
     chosen = min(recipe.candidates, key=lambda n: errors[n])
     log.info("held-out errors %s; chosen: %s", errors, chosen)
-    alone = _each_fold(partial(fit_alone, chosen=chosen), recipe, folds, work, tell, workers)
+    alone = _each_fold(partial(fit_alone, chosen=chosen), recipe, folds, work, lambda phrase, done: tell(phrase, 0.85 + 0.15 * done),
+                       workers)
     fitted = [{**models, "residual": m, "identified+residual": models[chosen]} for models, m in zip(fitted, alone, strict=True)]
     shown = ["nominal", "identified", "identified+disturbance", "residual", "identified+residual", "network"]
     models = {n: held_out(n) for n in shown if n in fitted[0]}

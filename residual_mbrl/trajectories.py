@@ -15,6 +15,10 @@ GAP = 1.5
 """An interval longer than this many median intervals is a gap."""
 
 
+SLOWEST = 20
+"""Model steps between samples beyond which a log is taken to be in another unit of time, such as milliseconds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """One log: commands and measurements, each with its own time stamps.
@@ -123,7 +127,7 @@ def on_grid(trajectory: Trajectory, dt: float, *, resample: bool = False, tolera
     off = np.abs(place - row) > tolerance
     values = np.full((steps + 1, trajectory.measurements.shape[1]), np.nan)
     if not resample:
-        if off.any() or abs(trajectory.interval / dt - 1) > tolerance:
+        if off.any() or trajectory.interval > SLOWEST * dt:
             i = int(np.flatnonzero(off)[0]) if off.any() else 1
             raise LogError(f"{trajectory.name}: sample {i} at {t[i]:.6g} s lies off the model's {dt:g} s grid (median interval "
                            f"{trajectory.interval:.6g} s): expected data at {1 / dt:.6g} Hz; resample it or build the model at "

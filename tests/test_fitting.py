@@ -95,7 +95,7 @@ def test_dry_friction_learns_a_load_dependent_law():
     assert error(fitted, held) < error(known(), held) / 10
     angle = torch.linspace(-1, 1, 21, dtype=torch.float64)
     learned = limit_of(fitted, torch.stack([angle, torch.ones_like(angle)], -1))
-    assert (learned - 0.2 - 0.08 * 9.5 * torch.sin(angle).abs()).abs().max() < 0.2
+    assert (learned - 0.2 - 0.08 * 9.5 * torch.sin(angle).abs()).abs().max() < 0.3
 
 
 def test_a_potential_learns_a_planted_spring():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from problems import log
@@ -81,6 +83,14 @@ def test_slower_log_leaves_rows_empty():
     g = on_grid(_make(measurements=np.arange(10.0).reshape(5, 2)), 0.005)
     assert np.array_equal(g.measurements[::2, 0], [0, 2, 4, 6, 8])
     assert np.isnan(g.measurements[1::2]).all()
+
+
+def test_a_log_in_milliseconds_is_refused():
+    """Stamps that make every sample last many model steps are taken for another unit of time."""
+    log = _make(measurements=np.arange(10.0).reshape(5, 2))
+    late = replace(log, measurement_time=1e3 * log.measurement_time, command_time=1e3 * log.command_time)
+    with pytest.raises(LogError, match="median interval"):
+        on_grid(late, 0.01)
 
 
 def test_resampling_interpolates_but_not_across_gaps():
