@@ -95,17 +95,17 @@ def test_dry_friction_learns_a_load_dependent_law():
     assert error(fitted, held) < error(known(), held) / 10
     angle = torch.linspace(-1, 1, 21, dtype=torch.float64)
     learned = limit_of(fitted, torch.stack([angle, torch.ones_like(angle)], -1))
-    assert (learned - 0.2 - 0.08 * 9.5 * torch.sin(angle).abs()).abs().max() < 0.3
+    assert (learned - 0.2 - 0.08 * 9.5 * torch.sin(angle).abs()).abs().max() < 0.2
 
 
 def test_a_potential_learns_a_planted_spring():
     """The held-out error falls tenfold, and over the angles that the logs visit the learned force is the spring's."""
-    fitted = fit(known(Conservative(nq=1, units=6, scale=3.0)), planted(Sprung), options=replace(QUICK, rounds=8)).model
+    fitted = fit(known(Conservative(nq=1, units=6, scale=1.0)), planted(Sprung), options=replace(QUICK, rounds=8)).model
     held = planted(Sprung, seed=5)
     assert error(fitted, held) < error(known(), held) / 10
     angle = torch.linspace(-1.0, 0.6, 17, dtype=torch.float64)
     learned = limit_of(fitted, torch.stack([angle, torch.zeros_like(angle)], -1))
-    assert (learned + 2.0 * angle + 0.8 * angle**3).abs().max() < 0.2
+    assert (learned + 2.0 * angle + 0.8 * angle**3).abs().max() < 0.1
 
 
 def test_an_actuator_learns_a_planted_sag():
