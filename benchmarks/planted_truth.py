@@ -29,7 +29,7 @@ from residual_mbrl.effects import Delay, Differentiated
 from residual_mbrl.evaluation import Evaluation, evaluate
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.fold_fits import Fold, Recipe, fit_fold
-from residual_mbrl.identifiability import Identifiability, identifiability
+from residual_mbrl.identifiability import Identifiability, assess
 from residual_mbrl.identification import IdentifyOptions, free_parameters
 from residual_mbrl.model import Model
 from residual_mbrl.physics import double_pendulum, servo
@@ -161,7 +161,7 @@ class Outcome:
         free = free_parameters(m.dynamics, m.sensor, patterns)
         problem = SimulationError(dynamics=m.dynamics, sensor=sensor, windows=self.train, free=free, every=self.plant.fit.every,
                                   weights=bool(m.dynamics.residuals))
-        return identifiability(problem, problem.initial(m.sensor_values))
+        return assess(problem, problem.initial(m.sensor_values))
 
     def error(self, model: str, horizon: int, column: int) -> float:
         """Return the mean error at a horizon [steps] on held-out windows, in the column's unit."""

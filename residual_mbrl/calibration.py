@@ -27,7 +27,7 @@ from residual_mbrl.model import Model
 from residual_mbrl.presets import PRESETS, Preset
 from residual_mbrl.report import ReportInput, write_report
 from residual_mbrl.selection import folds_by_group, select
-from residual_mbrl.self_check import self_check
+from residual_mbrl.self_check import recover
 from residual_mbrl.verdict import is_residual_worth_it
 from residual_mbrl.windows import Windows, cut_windows
 
@@ -88,7 +88,7 @@ def calibrate(preset: Preset, data: Path, out: Path, *, free: Sequence[str] | No
             chosen = recipe.candidates[selection.chosen]
             model = recipe.corrected(model, chosen, final, work / "residual.npz", _Share(progress, 0.8, 0.9))
             points = data_curve(recipe, folds[0], selection, _Share(progress, 0.9, 1.0))
-        check = self_check(found, recipe.sensor, final, recipe.identify, seed)
+        check = recover(found, recipe.sensor, final, recipe.identify, seed)
         calibration = Calibration(model=model, identified=recipe.model(found), estimates=estimate_table(found.estimates),
                                   unidentifiable=found.unidentifiable, data=logs.hashes(), preset=preset.name, seeds={"calibrate": seed},
                                   notes=notes(preset, selection))

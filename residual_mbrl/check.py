@@ -49,7 +49,7 @@ class CheckError(Exception):
     """A check found something wrong; the message says what was found and expected."""
 
 
-def check() -> list[CheckResult]:
+def check_installation() -> list[CheckResult]:
     """Run every check; a failure is a result, never an exception."""
     return list(run_checks())
 

@@ -37,10 +37,10 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
         out: Folder for the artefact and the report.
         seed: Seed of the simulated logs and of the search.
     """
-    from residual_mbrl.demo import demo as run  # noqa: PLC0415
+    from residual_mbrl.demo import run_demo  # noqa: PLC0415
 
     with _resumable(out), _progress() as progress:
-        metrics = run(out, seed, progress)
+        metrics = run_demo(out, seed, progress)
     _show(_metrics(metrics))
     _say(f"report: {out / 'report.html'}")
     return 0

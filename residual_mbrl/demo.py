@@ -58,7 +58,7 @@ DEMO = replace(PRESETS["servo"], name="demo", summary="simulated servo with unkn
                fit=FitOptions(rounds=2, iterations=6, every=4, ridge=0.02, parameters=True))
 
 
-def demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
+def run_demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
     """Simulate logs, calibrate on them, and score the calibration on logs that it has not seen.
 
     Args:

@@ -66,7 +66,7 @@ class Identifiability:
     condition: float
 
 
-def identifiability(problem: SimulationError, z: Array) -> Identifiability:
+def assess(problem: SimulationError, z: Array) -> Identifiability:
     """Return what the data rows of a problem say about the parameters at z.
 
     The covariance is ``σ² τ (JᵀJ)⁻¹`` with σ² the mean squared error and τ the integrated autocorrelation of the errors:

@@ -18,7 +18,7 @@ from residual_mbrl.baselines import Parameter, Parameters
 from residual_mbrl.checkpoints import Round, Training
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
-from residual_mbrl.identifiability import Estimate, identifiability
+from residual_mbrl.identifiability import Estimate, assess
 from residual_mbrl.sensors import Sensor
 from residual_mbrl.simulation_error import DIVERGED, SimulationError
 from residual_mbrl.status import Status
@@ -26,6 +26,7 @@ from residual_mbrl.windows import Windows
 
 Array = NDArray[np.float64]
 log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdentifyOptions:
@@ -146,7 +147,7 @@ def identify(dynamics: ResidualDynamics, sensor: Sensor, windows: Windows, optio
     fitted, sensor_values = problem.model(state.best)
     diverged = np.abs(problem(state.best)[: problem.rows()]).max() >= DIVERGED
     status = Status.DIVERGED if diverged else Status.CONVERGED if state.converged else Status.ITERATION_LIMIT
-    known = identifiability(problem, state.best)
+    known = assess(problem, state.best)
     return Identification(dynamics=fitted, sensor_values=sensor_values, estimates=known.estimates, correlation=known.correlation,
                           unidentifiable=known.unidentifiable, condition=known.condition, cost=state.best_score, status=status,
                           evaluations=int(evaluations), seconds=clock.monotonic() - begun, z=state.best)

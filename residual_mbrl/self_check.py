@@ -58,7 +58,7 @@ def synthetic_windows(model: Model, windows: Windows, seed: int = 0) -> Windows:
     return replace(windows, measurements=torch.stack(columns, -1) * windows.recorded)
 
 
-def self_check(found: Identification, sensor: Sensor, windows: Windows, options: IdentifyOptions, seed: int = 0) -> tuple[Recovery, ...]:
+def recover(found: Identification, sensor: Sensor, windows: Windows, options: IdentifyOptions, seed: int = 0) -> tuple[Recovery, ...]:
     """Identify a plant that is known: logs simulated from an identification, searched from the nominal values as before.
 
     A search that cannot find its own answer again, on logs that the model explains but for noise, cannot be trusted on real

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from residual_mbrl import check as module
-from residual_mbrl.check import CheckError, check
+from residual_mbrl.check import CheckError, check_installation
 from residual_mbrl.descriptions import BASELINES
 from residual_mbrl.physics.pendulum import Pendulum
 from residual_mbrl.residuals import Dissipative
@@ -14,7 +14,7 @@ from residual_mbrl.residuals import Dissipative
 
 def test_sound_installation_passes():
     """Every check passes here, one for each baseline among them."""
-    results = check()
+    results = check_installation()
     assert [r for r in results if not r.passed] == []
     assert {f"gradients of {n}" for n in BASELINES} <= {r.name for r in results}
     assert "µs/step" in results[-1].detail
@@ -64,7 +64,7 @@ def test_any_failure_is_a_result(monkeypatch):
 
     monkeypatch.setattr(module, "check_mujoco", broken)
     monkeypatch.setattr(module, "BASELINES", {"Pendulum": "pendulum", "Airship": "airship"})
-    results = {r.name: r for r in check()}
+    results = {r.name: r for r in check_installation()}
     assert not results["MuJoCo"].passed
     assert "wrong ELF class" in results["MuJoCo"].detail
     assert "airship" in results["gradients of Airship"].detail

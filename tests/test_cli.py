@@ -53,7 +53,7 @@ def library(monkeypatch):
     stub.calibrate, stub.result = run, calibrated()
     stub.evaluate_artifact = lambda *a, **o: (run(*a, **o), [METRIC])[1]
     demo = ModuleType("residual_mbrl.demo")
-    demo.demo = lambda out, seed, progress: run(out, seed, progress=progress)
+    demo.run_demo = lambda out, seed, progress: run(out, seed, progress=progress)
     presets = ModuleType("residual_mbrl.presets")
     presets.PRESETS = {"servo": "the servo", "drive": "the drive"}
     for module in (stub, demo, presets):

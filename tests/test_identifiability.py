@@ -10,7 +10,7 @@ from estimation_problem import SERVO_TRUTH, TRUTH, logs, pendulum, pendulum_logs
 from residual_mbrl.baselines import Parameter
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.effects import Bias
-from residual_mbrl.identifiability import Estimate, identifiability
+from residual_mbrl.identifiability import Estimate, assess
 from residual_mbrl.identification import IdentifyOptions, identify
 from residual_mbrl.physics.double_pendulum import PARAMETERS as DOUBLE
 from residual_mbrl.physics.double_pendulum import DoublePendulum
@@ -28,7 +28,7 @@ def problem(baseline=None, seen=None, windows=None, free=None, values=TRUTH, **o
 
 
 def known(error):
-    return identifiability(error, error.initial())
+    return assess(error, error.initial())
 
 
 def test_standard_errors_are_those_of_linear_theory():

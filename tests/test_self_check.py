@@ -9,7 +9,7 @@ from residual_mbrl.identification import IdentifyOptions, identify
 from residual_mbrl.model import Model
 from residual_mbrl.physics.pendulum import PARAMETERS, Pendulum
 from residual_mbrl.rollouts import rollout
-from residual_mbrl.self_check import self_check, synthetic_windows
+from residual_mbrl.self_check import recover, synthetic_windows
 from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.windows import Windows
 
@@ -47,7 +47,7 @@ def test_recovers_what_was_identified(baseline: Pendulum) -> None:
     sensor = make_sensor(baseline)
     windows = make_windows(sensor, plant)
     found = identify(ResidualDynamics(baseline), sensor, windows, OPTIONS)
-    recovered = self_check(found, sensor, windows, OPTIONS)
+    recovered = recover(found, sensor, windows, OPTIONS)
     assert {r.name for r in recovered} == {"gravity_moment", "viscous", "coulomb", "torque_offset"}
     assert max(r.error for r in recovered) < 0.02
 
