@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,16 +111,26 @@ def _each_fold(fit: Callable[..., T], recipe: Recipe, folds: Sequence[Fold], wor
             results.append(fit(*job, tell=lambda phrase, done, i=i: tell(phrase, (i + done) / len(jobs))))
         return results
     workers = min(workers, len(jobs))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
         futures = [pool.submit(fit, *job) for job in jobs]
-        tell(f"{len(jobs)} folds in {workers} processes", 0.0)
         try:
+            tell(f"{len(jobs)} folds in {workers} processes", 0.0)
             for done, _ in enumerate(as_completed(futures), 1):
                 tell(f"{done} of {len(jobs)} folds", done / len(jobs))
             return [f.result() for f in futures]
-        except BaseException:
+        except BaseException:  # a fold takes minutes: end the workers, whose checkpoints are whole, instead of waiting for them
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(active_children()) - others:
+                worker.terminate()
+                worker.join()
             raise
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers, and one core to each worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def _mean_error(model: Model, windows: Windows) -> float:

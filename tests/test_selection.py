@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from multiprocessing import active_children
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from calibration_problem import fit_for_minutes
 from evaluation_problem import IDENTIFIED, SENSOR, TRUE, model, stribeck, windows
 
+from residual_mbrl import selection
 from residual_mbrl.evaluation import evaluate
 from residual_mbrl.examination import Examination, examine
 from residual_mbrl.model import Model
@@ -114,3 +120,17 @@ def test_a_fold_that_diverged_leaves_the_others() -> None:
     assert found.force_share == pytest.approx(alone.force_share)
     assert found.certificates == alone.certificates and found.pieces[0].high == pytest.approx(alone.pieces[0].high)
     assert np.isnan(found.residual_force[:3]).all() and np.isnan(found.energy.stored[:3]).all()
+
+
+def test_interrupted_workers_are_ended(tmp_path):
+    """Ctrl-C while folds are fitted side by side ends at once and leaves no process behind."""
+    folds = [SimpleNamespace(name=n) for n in "abc"]
+    before, begun = set(active_children()), time.monotonic()
+
+    def interrupted(_phrase, _done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        selection._each_fold(fit_for_minutes, None, folds, tmp_path, interrupted, 2)
+    assert time.monotonic() - begun < 60
+    assert set(active_children()) <= before
