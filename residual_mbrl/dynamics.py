@@ -63,7 +63,8 @@ class ResidualDynamics(nn.Module):
         self.space = baseline.space.with_memory(tuple(memory)) if memory else baseline.space
 
     @property
-    def _corrections(self) -> list[Residual]:
+    def corrections(self) -> list[Residual]:
+        """The residuals in order."""
         return list(self.residuals)  # type: ignore[arg-type]  # nn.ModuleList forgets what it holds
 
     @property
@@ -79,18 +80,36 @@ class ResidualDynamics(nn.Module):
 
     def with_values(self, values: Mapping[str, float]) -> ResidualDynamics:
         """Return a model with other physical parameter values and the same residuals (shared, not copied)."""
-        return ResidualDynamics(self.baseline, self._corrections, {**self.values, **values})
+        return ResidualDynamics(self.baseline, self.corrections, {**self.values, **values})
 
     def with_residuals(self, residuals: Sequence[Residual]) -> ResidualDynamics:
         """Return a model with the same parameter values and other residuals."""
         return ResidualDynamics(self.baseline, residuals, self.values)
 
-    def initial_state(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"]) -> Tensor:
-        """Return a baseline state with each residual's memory at its start appended, shape [*batch, space.nx]."""
+    def initial_state(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
+                      lead: Float[Tensor, "*#batch lead nu"] | None = None) -> Tensor:
+        """Return a baseline state with each residual's memory at its start appended, shape [*batch, space.nx].
+
+        The memory runs through the commands of ``lead`` with the baseline's state held: what a drive remembers are commands.
+
+        Args:
+            state: Baseline state, shape [*batch, nx].
+            action: First command, shape [*batch, nu]; without a lead it has long been there.
+            lead: Commands of the steps before, the latest last, shape [*batch, L, nu]; the earliest has long been there.
+        """
         if self.space is self.baseline.space:
             return state
-        context = Context(self.baseline.space, state, action, dt=self.dt, values=self.resolve(None, state))
-        return torch.cat([state, *(r.initial_memory(context) for r in self._corrections)], -1)
+        earlier = () if lead is None else lead.unbind(-2)
+        p = self.resolve(None, state)
+        context = Context(self.baseline.space, state, earlier[0] if earlier else action, dt=self.dt, values=p)
+        remembering = torch.cat([state, *(r.initial_memory(context) for r in self.corrections)], -1)
+        for command in earlier:
+            remembering = self.remember(state, self._seen(remembering, command, p)[0])
+        return remembering
+
+    def remember(self, known: Tensor, contexts: list[Context]) -> Tensor:
+        """Append to a baseline state what the residuals remember of a step in which they saw ``contexts``."""
+        return torch.cat([known, *(r.next_memory(c) for r, c in zip(self.corrections, contexts, strict=True))], -1)
 
     def contexts(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> list[Context]:
         """Return what each residual sees in a step: the command as sent on the action port, as executed on all others.
@@ -103,7 +122,7 @@ class ResidualDynamics(nn.Module):
 
     def _seen(self, state: Tensor, action: Tensor, p: Values) -> tuple[list[Context], Tensor]:
         """Return what each residual sees, and the command as executed."""
-        known, residuals = state[..., : self.baseline.space.nx], self._corrections
+        known, residuals = state[..., : self.baseline.space.nx], self.corrections
 
         def context(memory: slice, u: Tensor, signals: Values) -> Context:
             own = state[..., memory] if memory.stop > memory.start else None
@@ -121,7 +140,7 @@ class ResidualDynamics(nn.Module):
         p = self.resolve(parameters, state)
         contexts, executed = self._seen(state, action, p)
         force, delta = None, None
-        for residual, context in zip(self._corrections, contexts, strict=True):
+        for residual, context in zip(self.corrections, contexts, strict=True):
             if residual.port is Port.ACTION:
                 continue
             out: Tensor = residual(context)
@@ -150,7 +169,7 @@ class ResidualDynamics(nn.Module):
             known = self.baseline.space.integrate(known, self.dt * added.delta)
         if self.space is self.baseline.space:
             return known
-        return torch.cat([known, *(r.next_memory(c) for r, c in zip(self._corrections, added.contexts, strict=True))], -1)
+        return self.remember(known, added.contexts)
 
     def forward(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Tensor:
         """Call ``step``."""
@@ -172,13 +191,13 @@ class ResidualDynamics(nn.Module):
 
     def normalise(self, state: Tensor, action: Tensor) -> None:
         """Set every residual's normaliser from states and actions of the data, shapes [*batch, nx], [*batch, nu]."""
-        for residual, context in zip(self._corrections, self.contexts(state, action), strict=True):
+        for residual, context in zip(self.corrections, self.contexts(state, action), strict=True):
             residual.normalise(context)
 
     def certificates(self, state: Tensor, action: Tensor) -> list[Certificate]:
         """Return what each residual was found to do at worst over these states and actions."""
         with torch.no_grad():
-            return [r.certificate(c, self.baseline) for r, c in zip(self._corrections, self.contexts(state, action), strict=True)]
+            return [r.certificate(c, self.baseline) for r, c in zip(self.corrections, self.contexts(state, action), strict=True)]
 
 
 def ensemble(members: Sequence[ResidualDynamics]) -> ResidualDynamics:

@@ -46,7 +46,7 @@ class Effect(ABC):
                          free=self.free, prior_std=self.prior_std, description=type(self).__doc__.split("\n", maxsplit=1)[0])  # type: ignore[union-attr]
 
     @abstractmethod
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Return what the instrument gives.
 
         Args:
@@ -54,6 +54,7 @@ class Effect(ABC):
             value: The parameter, shape [*batch, 1].
             time: Time since the log's zero [s], shape [*batch, T].
             dt: Seconds between samples.
+            lead: Samples before the window's first one, which lead in to it.
         """
 
     @property
@@ -76,7 +77,7 @@ class Bias(Effect):
     kind = "bias"
     unit = "column"
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Add the bias."""
         return signal + value
 
@@ -95,7 +96,7 @@ class Scale(Effect):
     kind = "scale"
     unit = "1"
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Multiply by the scale."""
         return signal * value
 
@@ -114,7 +115,7 @@ class Drift(Effect):
     kind = "drift"
     unit = "column/s"
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Add ``value * time``."""
         return signal + value * time
 
@@ -129,7 +130,7 @@ class Delay(Effect):
     kind = "delay"
     unit = "s"
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Read the signal ``value`` seconds earlier."""
         return _read(signal, torch.arange(signal.shape[-1], dtype=signal.dtype, device=signal.device) - value / dt)
 
@@ -144,9 +145,9 @@ class ClockScale(Effect):
     kind = "clock"
     unit = "1"
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
-        """Read the signal at ``value`` times the elapsed time; the last sample holds beyond the end."""
-        return _read(signal, torch.arange(signal.shape[-1], dtype=signal.dtype, device=signal.device) * value)
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
+        """Read the signal at ``value`` times the time since the window's first sample; the ends hold."""
+        return _read(signal, lead + torch.arange(-lead, signal.shape[-1] - lead, dtype=signal.dtype, device=signal.device) * value)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class LowPass(Effect):
     kind = "lowpass"
     unit = "s"
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Filter by ``y[t] = a y[t-1] + (1 - a) x[t]``, a = exp(-dt / value)."""
         decay = torch.exp(-dt / value.clamp_min(1e-9))
         change = (signal - signal[..., :1]) * (1 - decay)
@@ -189,7 +190,7 @@ class Smoothing(Effect):
         """Return one neighbour on either side."""
         return 1, 1
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Add ``value`` times the second difference; the ends take that of their neighbour."""
         curvature = (signal[..., 2:] - 2 * signal[..., 1:-1] + signal[..., :-2]) / dt**2
         curvature = torch.cat([curvature[..., :1], curvature, curvature[..., -1:]], -1)
@@ -217,7 +218,7 @@ class AngleHarmonic(Effect):
         """Return such as "cos4"."""
         return f"{self.phase}{self.order}"
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Add the harmonic of the signal."""
         return signal + value * (torch.cos if self.phase == "cos" else torch.sin)(self.order * signal)
 
@@ -252,7 +253,7 @@ class Differentiated(Effect):
     def parameter(self, column: str) -> None:
         """Return None: window and degree are known, not estimated."""
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Differentiate; the ends use the polynomial of the first and last whole window."""
         (before, after), n = self.reach, self.window
         if signal.shape[-1] < n:
@@ -275,7 +276,7 @@ class Quantisation(Effect):
     def parameter(self, column: str) -> None:
         """Return None: the step is known."""
 
-    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float) -> Tensor:
+    def apply(self, signal: Tensor, value: Tensor, time: Tensor, dt: float, lead: int = 0) -> Tensor:
         """Return the signal unrounded: rounding has no useful gradient and its error is noise."""
         return signal
 

@@ -146,8 +146,6 @@ def _network(recipe: Recipe, found: Model, train: Windows, checkpoint: Path, tel
 def _chopped(train: Windows, found: Model) -> Windows:
     """Cut long windows into short ones that start where the identified model's sensor has samples."""
     starts = range(0, train.horizon - NETWORK_HORIZON + 1, NETWORK_HORIZON)
-    pieces = [Windows(actions=train.actions[:, s : s + NETWORK_HORIZON], measurements=train.measurements[:, s : s + NETWORK_HORIZON + 1],
-                      recorded=train.recorded[:, s : s + NETWORK_HORIZON + 1], time=train.time[:, s : s + NETWORK_HORIZON + 1],
-                      log=train.log, start=train.start + s, names=train.names, groups=train.groups, dt=train.dt) for s in starts]
+    pieces = [train.cut(s, NETWORK_HORIZON) for s in starts]
     short = joined(pieces)
     return short.take(short.recorded[:, 0].all(-1))

@@ -33,5 +33,8 @@ class Model:
 
     def predict(self, windows: Windows) -> Prediction:
         """Simulate each window from its own first recorded sample, without gradients."""
+        def roll(state: Tensor, actions: Tensor, lead: Tensor) -> Tensor:
+            return rollout(self.dynamics, state, actions, lead=lead)
+
         with torch.no_grad():
-            return observe(lambda x, u: rollout(self.dynamics, x, u), self.sensor, windows, self.values(windows.measurements))
+            return observe(roll, self.sensor, windows, self.values(windows.measurements))

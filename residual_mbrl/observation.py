@@ -13,8 +13,8 @@ from residual_mbrl.errors import ModelError
 from residual_mbrl.sensors import Sensor
 from residual_mbrl.windows import Windows
 
-Roll = Callable[[Tensor, Tensor], Tensor]
-"""Simulate from states [*batch, nx] under actions [*batch, H, nu]; returns [*batch, H + 1, nx]."""
+Roll = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Simulate from states [*batch, nx] under actions [*batch, H, nu] that came after others [*batch, L, nu]; returns [*batch, H + 1, nx]."""
 
 NEWTON_STEPS = 10
 """Most Newton steps to a first state. Three or four are usual; long filters over fast motion take up to eight."""
@@ -37,9 +37,10 @@ def observe(roll: Roll, sensor: Sensor, windows: Windows, values: Values, *, cop
             offsets: Tensor | None = None) -> Prediction:
     """Simulate windows and pass the states through the sensor.
 
-    Columns that were filtered or differentiated need the samples around them. The simulation then begins ``sensor.reach``
-    steps before each window and ends as many after it, with the first and last command held, and the state that it begins
-    in is solved for: the one from which the sensor shows exactly the window's first sample.
+    Delays, lags and filters of the commands start from those before the window, which ``windows.lead`` holds. Columns that
+    were filtered or differentiated need the samples around them. The simulation then begins ``sensor.reach`` steps before
+    each window and ends as many after it, under the commands there, and the state that it begins in is solved for: the one
+    from which the sensor shows exactly the window's first sample.
 
     Args:
         roll: The simulation.
@@ -51,26 +52,42 @@ def observe(roll: Roll, sensor: Sensor, windows: Windows, values: Values, *, cop
     """
     before, after = sensor.reach
     dt = windows.dt
-    actions = sensor.command(windows.actions, windows.time[:, :-1], dt, values)
+    begin = max(before, windows.lead.shape[1])
+    commands = _executed(sensor, windows, values, begin, after)
+    lead, actions = commands[..., : begin - before, :], commands[..., begin - before :, :]
     batch = (len(windows),) if copies is None else (copies, len(windows))
     start = sensor.start(windows, values).expand(*batch, -1)
-    padded = torch.cat([actions[..., :1, :].expand(*actions.shape[:-2], before, -1), actions,
-                        actions[..., -1:, :].expand(*actions.shape[:-2], after, -1)], -2)
     if before:
-        start = _start_before(roll, sensor, windows, values, start, padded.expand(*batch, *padded.shape[-2:]))
+        around = commands[..., : begin + after, :]
+        start = _start_before(roll, sensor, windows, values, start, around.expand(*batch, *around.shape[-2:]))
     if offsets is not None:
         start = start + offsets
-    states = roll(start, padded)
+    states = roll(start, actions, lead)
     steps = torch.arange(-before, windows.horizon + after + 1, dtype=windows.time.dtype, device=windows.time.device)
     time = windows.time[:, :1] + dt * steps
-    shown = sensor.measure(states, time, dt, values)
+    shown = sensor.measure(states, time, dt, values, lead=before)
     keep = slice(before, before + windows.horizon + 1)
-    return Prediction(shown[..., keep, :], states[..., keep, :], actions)
+    return Prediction(shown[..., keep, :], states[..., keep, :], actions[..., before : before + windows.horizon, :])
+
+
+def _executed(sensor: Sensor, windows: Windows, values: Values, before: int, after: int) -> Tensor:
+    """Return the commands as they reach the plant from ``before`` steps ahead of the windows to ``after`` steps behind them.
+
+    Where the windows do not know as many, the earliest and the last known ones hold; shape [*M, B, before + H + after, nu].
+    """
+    sent = torch.cat([windows.lead, windows.actions, windows.trail[:, :after]], 1)
+    first, last = sent[:, :1].expand(-1, before - windows.lead.shape[1], -1), sent[:, -1:]
+    sent = torch.cat([first, sent, last.expand(-1, max(0, after - windows.trail.shape[1]), -1)], 1)
+    dt, time = windows.dt, windows.time
+    ahead = time[:, :1] - dt * torch.arange(before, 0, -1, dtype=time.dtype, device=time.device)
+    behind = time[:, -1:] + dt * torch.arange(after, dtype=time.dtype, device=time.device)
+    return sensor.command(sent, torch.cat([ahead, time[:, :-1], behind], 1), dt, values, lead=before)
 
 
 def _start_before(roll: Roll, sensor: Sensor, windows: Windows, values: Values, guess: Tensor, actions: Tensor) -> Tensor:
     """Solve by Newton's method for the state ``before`` steps earlier that the sensor shows as the first sample.
 
+    ``actions`` holds the commands that lead in to that state, then those of the ``before + after`` steps that the sample needs.
     One equation per state entry: the column that stands for it. The Jacobian is taken by differences, its copies side by
     side in one rollout. Iterations end when no step is larger than half the digits of the dtype, or after ``NEWTON_STEPS``,
     which only candidates without a solution should need. The last step is differentiable, which gives the implicit
@@ -83,7 +100,7 @@ def _start_before(roll: Roll, sensor: Sensor, windows: Windows, values: Values, 
         raise ModelError("a sensor with filtered columns needs a column for every state entry, and no quaternions, to find first states")
     columns = [p for p in places if p is not None]
     target = windows.measurements[:, 0][:, columns]
-    around = actions[..., : before + after, :]
+    begin = actions.shape[-2] - before - after
     steps = torch.arange(-before, after + 1, dtype=windows.time.dtype, device=windows.time.device)
     time = windows.time[:, :1] + dt * steps
     q, v, rest = space.split(guess)
@@ -93,9 +110,10 @@ def _start_before(roll: Roll, sensor: Sensor, windows: Windows, values: Values, 
 
     def shown(states: Tensor, repeat: int) -> Tensor:
         """Sample that the sensor shows ``before`` steps on, from states [*M, repeat * B, nx]."""
-        tiled = around.repeat(*(1,) * (around.ndim - 3), repeat, 1, 1)
+        tiled = actions.repeat(*(1,) * (actions.ndim - 3), repeat, 1, 1)
         repeated = {k: p.repeat(*(1,) * (p.ndim - 1), repeat) if p.ndim and p.shape[-1] == b and b > 1 else p for k, p in values.items()}
-        return sensor.measure(roll(states, tiled), time.repeat(repeat, 1), dt, repeated)[..., before, columns]
+        simulated = roll(states, tiled[..., begin:, :], tiled[..., :begin, :])
+        return sensor.measure(simulated, time.repeat(repeat, 1), dt, repeated, lead=before)[..., before, columns]
 
     with torch.no_grad():
         jacobian, nudges = torch.empty(0), h * torch.eye(n, dtype=x.dtype, device=x.device)

@@ -123,7 +123,7 @@ class Sensor:
         return [c.noise for c in self.columns]
 
     def measure(self, states: Float[Tensor, "*#batch time nx"], time: Float[Tensor, "*#batch time"], dt: float,
-                values: Values | None = None) -> Float[Tensor, "... time ny"]:
+                values: Values | None = None, *, lead: int = 0) -> Float[Tensor, "... time ny"]:
         """Return what a log of these states would hold.
 
         Args:
@@ -131,21 +131,33 @@ class Sensor:
             time: Time since the log's zero [s], shape [*batch, T].
             dt: Seconds between states.
             values: Effect parameters by name, each broadcastable to [*batch]; nominal where missing.
+            lead: How many of the states come before the window's first one.
         """
         p = self.parameters.resolve(values, states)
         out: dict[str, Tensor] = {}
         for c in self.columns:
             source = out[c.source] if c.source in out else states[..., self.space.index(c.source)]
-            out[c.name] = self._apply(c.name, c.effects, source, time, dt, p)
+            out[c.name] = self._apply(c.name, c.effects, source, time, dt, p, lead)
         return torch.stack(torch.broadcast_tensors(*out.values()), -1)
 
     def command(self, actions: Float[Tensor, "*#batch time nu"], time: Float[Tensor, "*#batch time"], dt: float,
-                values: Values | None = None) -> Tensor:
-        """Return what reaches the plant when a log holds these commands, shape [*batch, H, nu]."""
+                values: Values | None = None, *, lead: int = 0) -> Tensor:
+        """Return what reaches the plant when a log holds these commands, shape [*batch, H, nu].
+
+        Delays and filters take what came before the first command to be the first command: hand them the commands before a
+        window too.
+
+        Args:
+            actions: Commands as logged, shape [*batch, H, nu].
+            time: Time since the log's zero [s], shape [*batch, H].
+            dt: Seconds between commands.
+            values: Effect parameters by name, each broadcastable to [*batch]; nominal where missing.
+            lead: How many of the commands come before the window's first one.
+        """
         if not self.commands:
             return actions
         p = self.parameters.resolve(values, actions)
-        out = [self._apply(n, self.commands.get(n, ()), actions[..., i], time, dt, p) for i, n in enumerate(self.space.action)]
+        out = [self._apply(n, self.commands.get(n, ()), actions[..., i], time, dt, p, lead) for i, n in enumerate(self.space.action)]
         return torch.stack(torch.broadcast_tensors(*out), -1)
 
     def start(self, windows: Windows, values: Values | None = None) -> Tensor:
@@ -196,11 +208,11 @@ class Sensor:
         slope: Tensor = torch.linalg.pinv(weight.unsqueeze(-1) * powers)[:, 1] / windows.dt
         return (slope * weight * x).sum(-1)
 
-    def _apply(self, name: str, effects: Sequence[Effect], signal: Tensor, time: Tensor, dt: float, p: Values) -> Tensor:
+    def _apply(self, name: str, effects: Sequence[Effect], signal: Tensor, time: Tensor, dt: float, p: Values, lead: int) -> Tensor:
         for effect in effects:
             value = p.get(f"{name}.{effect.kind}")
             value = signal.new_zeros(1) if value is None else value.unsqueeze(-1)
-            signal = effect.apply(signal, value, time, dt)
+            signal = effect.apply(signal, value, time, dt, lead)
         return signal
 
     def describe(self) -> dict[str, object]:

@@ -40,8 +40,8 @@ class _Simulation(nn.Module):
         super().__init__()
         self.dynamics = dynamics
 
-    def forward(self, state: Tensor, actions: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        return rollout(self.dynamics, state, actions, values)
+    def forward(self, state: Tensor, actions: Tensor, values: Mapping[str, Tensor], lead: Tensor) -> Tensor:
+        return rollout(self.dynamics, state, actions, values, lead)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class SimulationError:
         """Return a digest of model, data and options, by which a checkpoint knows its problem."""
         digest = hashlib.sha256(self.initial().tobytes())
         data = self.windows
-        for x in (data.measurements, data.actions, data.recorded, data.time, *self.dynamics.state_dict().values()):
+        for x in (data.measurements, data.lead, data.actions, data.recorded, data.time, *self.dynamics.state_dict().values()):
             digest.update(x.cpu().numpy().tobytes())
         parts = [(type(x).__name__, x.describe()) for x in (self.dynamics.baseline, *self.dynamics.residuals)]
         digest.update(repr([options, list(self.free), self.sensor.describe(), self.dynamics.values, parts]).encode())
@@ -162,8 +162,8 @@ class SimulationError:
         stacked = self._split_weights(z)
         simulation = _Simulation(self.dynamics)
 
-        def roll(start: Tensor, actions: Tensor) -> Tensor:
-            arguments = (start, actions, model)
+        def roll(start: Tensor, actions: Tensor, lead: Tensor) -> Tensor:
+            arguments = (start, actions, model, lead)
             states: Tensor = torch.func.functional_call(simulation, stacked, arguments) if stacked else simulation(*arguments)
             return states
 
@@ -203,22 +203,22 @@ class SimulationError:
             parts = [self.windows.measurements.new_tensor(copies[i : i + size]) for i in range(0, len(copies), size)]
             return np.concatenate([_array(self.residuals(z)) for z in parts])
 
-    def jacobian(self, z: Array) -> Array:
+    def jacobian(self, z: Array, here: Array | None = None) -> Array:
         """Return d residuals / d z by central differences, shape [rows, length]; one-sided at a bound.
 
         First states of different windows are perturbed together, since a window depends on its own alone.
+
+        Args:
+            z: Where.
+            here: The residual vector at z; differences are then one-sided, of first order in the step, for half the work.
         """
         n, w, s = self.sizes
         shared, b = n + w, len(self.windows)
-        lower, upper = self.bounds()
         directions = np.zeros((shared + s, self.length))
         directions[np.arange(shared), np.arange(shared)] = self.step
         for k in range(s):
             directions[shared + k, shared + k :: s] = self.step
-        plus, minus = np.minimum(z + directions, upper), np.maximum(z - directions, lower)
-        values = self.batch(np.concatenate([plus, minus]))
-        width = (plus - minus).max(-1, keepdims=True)
-        slopes = (values[: shared + s] - values[shared + s :]) / np.maximum(width, 1e-12)
+        slopes = self._slopes(z, directions, here)
         if not s:
             return np.ascontiguousarray(slopes.T)
         jacobian = np.zeros((slopes.shape[1], self.length))
@@ -231,6 +231,19 @@ class SimulationError:
         tail = jacobian.shape[0] - s * b
         jacobian[tail:, shared:] = np.eye(s * b)
         return jacobian
+
+    def _slopes(self, z: Array, directions: Array, here: Array | None) -> Array:
+        """Return the derivative of the residual vector along some directions, per their length, shape [number, rows]."""
+        lower, upper = self.bounds()
+        if here is None:
+            ahead, behind = np.minimum(z + directions, upper), np.maximum(z - directions, lower)
+            values = self.batch(np.concatenate([ahead, behind]))
+            change, width = values[: len(ahead)] - values[len(ahead) :], ahead - behind
+        else:
+            side = np.where((z + directions <= upper).all(-1, keepdims=True), 1.0, -1.0)
+            moved = np.clip(z + side * directions, lower, upper)
+            change, width = side * (self.batch(moved) - here), np.abs(moved - z)
+        return np.asarray(change / np.maximum(width.max(-1, keepdims=True), 1e-12))
 
     def _split_weights(self, z: Tensor) -> dict[str, Tensor]:
         stacked, i = {}, len(self.free)

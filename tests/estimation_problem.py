@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -76,21 +77,21 @@ def logs(dynamics: ResidualDynamics, seen: Sensor, actions: np.ndarray, *, seed:
     b, h, ny = len(actions), actions.shape[1], len(seen.columns)
     first = rng.uniform(-reach, reach, (b, ny))
     time = dynamics.dt * torch.arange(h + 1, dtype=torch.float64).expand(b, -1)
-    blank = Windows(actions=torch.tensor(actions), measurements=torch.tensor(first)[:, None].repeat(1, h + 1, 1),
+    sent = torch.tensor(actions)
+    blank = Windows(actions=sent, lead=sent[:, :0], trail=sent[:, :0], measurements=torch.tensor(first)[:, None].repeat(1, h + 1, 1),
                     recorded=torch.ones(b, h + 1, ny, dtype=torch.bool), time=time, log=torch.arange(b),
                     start=torch.zeros(b, dtype=torch.long), names=tuple(f"log_{k}" for k in range(b)),
                     groups=tuple(f"day_{k % 2}" for k in range(b)), dt=dynamics.dt)
     true = {n: torch.tensor(x, dtype=torch.float64) for n, x in {**seen.parameters.nominal(), **(values or {})}.items()}
     with torch.no_grad():
-        exact = observe(lambda x, u: rollout(dynamics, x, u), seen, blank, true).measurements
+        exact = observe(lambda x, u, lead: rollout(dynamics, x, u, lead=lead), seen, blank, true).measurements
     scale = np.where(np.isfinite(seen.noise), seen.noise, 0.0)
     return renewed(blank, exact + noise * torch.tensor(scale * rng.standard_normal(exact.shape)))
 
 
 def renewed(windows: Windows, measurements: torch.Tensor) -> Windows:
     """Return windows with other measurements."""
-    return Windows(actions=windows.actions, measurements=measurements, recorded=windows.recorded, time=windows.time, log=windows.log,
-                   start=windows.start, names=windows.names, groups=windows.groups, dt=windows.dt)
+    return replace(windows, measurements=measurements)
 
 
 def pendulum_logs(*, count: int = 4, steps: int = 40, seed: int = 0, noise: float = 1.0, truth: Mapping[str, float] | None = None,

@@ -77,9 +77,9 @@ def data(window: int = 5, position: int = -1, *, horizon: int = 20) -> Windows:
     return cut_windows(logs, DT, horizon=horizon, starts=[[20, 35]] * 3)
 
 
-def roll(x: Tensor, u: Tensor) -> Tensor:
+def roll(x: Tensor, u: Tensor, lead: Tensor) -> Tensor:
     """Simulate the true plant at the logs' rate."""
-    return rollout(ResidualDynamics(PLANT), x, u)
+    return rollout(ResidualDynamics(PLANT), x, u, lead=lead)
 
 
 FILTERS = pytest.mark.parametrize(("window", "position"), [(5, -1), (9, -1), (9, 3)])
@@ -130,7 +130,7 @@ def test_implicit_derivative_is_that_of_differences(window: int, position: int) 
     def predicted(z: Tensor) -> Tensor:
         plant = dict(zip(names, z[:3], strict=True))
         given = dict(zip(TRUE, z[3:], strict=True))
-        return observe(lambda x, u: rollout(ResidualDynamics(PLANT), x, u, plant), seen, logs, given).measurements
+        return observe(lambda x, u, lead: rollout(ResidualDynamics(PLANT), x, u, plant, lead), seen, logs, given).measurements
 
     exact, finite = torch.autograd.functional.jacobian(predicted, start), slopes(predicted, start, 1e-5)
     assert float(exact[:, 0, :4].abs().max()) < 1e-5  # the first sample is reproduced whatever the parameters
@@ -138,7 +138,7 @@ def test_implicit_derivative_is_that_of_differences(window: int, position: int) 
     assert all(float(exact[..., i].abs().max()) > 1e-3 for i in range(7))
 
 
-def test_there_is_no_lead_where_none_is_needed() -> None:
+def test_nothing_is_simulated_before_a_window_where_no_filter_needs_it() -> None:
     """One simulation, of the windows as they are, from the state that the columns show."""
     plain = Sensor(space=PLANT.space, columns=(
         *(Column(name=f"theta{i}", source=f"angle{i}", noise=1e-3, effects=(Bias(0.01), Delay(0.003))) for i in (1, 2)),
@@ -146,28 +146,44 @@ def test_there_is_no_lead_where_none_is_needed() -> None:
         *(Column(name=f"alpha{i}", source=f"rate{i}", noise=1e-1, effects=(Scale(),)) for i in (1, 2))))
     logs, calls = data(), []
 
-    def counted(x: Tensor, u: Tensor) -> Tensor:
-        calls.append((x, u))
-        return roll(x, u)
+    def counted(x: Tensor, u: Tensor, lead: Tensor) -> Tensor:
+        calls.append((x, u, lead))
+        return roll(x, u, lead)
 
     found = observe(counted, plain, logs, {})
     assert plain.reach == (0, 0) and len(calls) == 1
-    assert torch.equal(calls[0][0], plain.start(logs)) and torch.equal(calls[0][1], logs.actions)
+    assert all(torch.equal(a, b) for a, b in zip(calls[0], (plain.start(logs), logs.actions, logs.lead), strict=True))
     assert torch.equal(found.states[:, 0], plain.start(logs))
 
 
-def test_the_command_is_held_around_a_window() -> None:
-    """Before it the first one, after it the last one, as many steps as the filters reach."""
-    logs = data()
-    logs.actions[:] = torch.arange(20, dtype=torch.float64)[:, None] + 1
+def _sent(logs: Windows) -> tuple[list[float], list[float]]:
+    """First torque of the first window as the simulation gets it, before and from the state that it begins in."""
     seen = []
 
-    def kept(x: Tensor, u: Tensor) -> Tensor:
-        seen.append(u)
-        return roll(x, u)
+    def kept(x: Tensor, u: Tensor, lead: Tensor) -> Tensor:
+        seen.append((lead[0, :, 0].tolist(), u[0, :, 0].tolist()))
+        return roll(x, u, lead)
 
     observe(kept, sensor(), logs, values())
-    assert seen[-1][0, :, 0].tolist() == [1.0] * 4 + [float(k) for k in range(1, 21)] + [20.0] * 4
+    assert all(before == seen[0][0] for before, _ in seen)
+    return seen[-1]
+
+
+def _counting(around: float) -> Windows:
+    """Windows of three steps from row 20, the commands of which are their rows."""
+    rows = np.arange(41.0)
+    columns = {n: np.zeros(41) for n in ("theta1", "theta2", "omega1", "omega2", "alpha1", "alpha2")}
+    return cut_windows([log(columns, {"torque1": rows, "torque2": rows}, dt=DT)], DT, horizon=3, starts=[[20]], around=around)
+
+
+def test_the_simulation_gets_the_commands_around_a_window() -> None:
+    """Those as far as the filters reach are simulated, earlier ones lead in."""
+    assert _sent(_counting(7 * DT)) == ([13.0, 14.0, 15.0], [float(k) for k in range(16, 27)])
+
+
+def test_unknown_commands_around_a_window_are_held() -> None:
+    """The earliest and the last known one stand for those that the filters need beyond."""
+    assert _sent(_counting(DT)) == ([], [19.0] * 4 + [20.0, 21.0, 22.0, 23.0] + [23.0] * 3)
 
 
 def test_copies_are_each_their_own() -> None:
@@ -197,9 +213,9 @@ def test_absurd_candidates_do_not_hurt_the_others(absurd: dict[str, float]) -> N
     (name, value), = absurd.items()
     plant = {name: torch.tensor([[PLANT.parameters[name].nominal], [value]], dtype=torch.float64)}
 
-    def candidates(x: Tensor, u: Tensor) -> Tensor:
+    def candidates(x: Tensor, u: Tensor, lead: Tensor) -> Tensor:
         begun.append(x)
-        return rollout(ResidualDynamics(PLANT), x, u, plant)
+        return rollout(ResidualDynamics(PLANT), x, u, plant, lead)
 
     found = observe(candidates, sensor(), logs, values(), copies=2)
     assert all(bool(torch.isfinite(x).all()) for x in begun)

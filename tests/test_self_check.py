@@ -23,9 +23,9 @@ def make_windows(sensor: Sensor, plant: ResidualDynamics, seed: int = 0) -> Wind
     start = torch.tensor([[0.5, 0.0], [-1.0, 0.3], [1.5, 0.0], [0.0, 1.0]], dtype=torch.float64)
     states = rollout(plant, start, actions)
     time = (torch.arange(151, dtype=torch.float64) * plant.dt).expand(4, -1)
-    return Windows(actions=actions, measurements=sensor.measure(states, time, plant.dt), recorded=torch.ones(4, 151, 2, dtype=torch.bool),
-                   time=time, log=torch.arange(4), start=torch.zeros(4, dtype=torch.long), names=tuple("abcd"), groups=tuple("abcd"),
-                   dt=plant.dt)
+    return Windows(actions=actions, lead=actions[:, :0], trail=actions[:, :0], measurements=sensor.measure(states, time, plant.dt),
+                   recorded=torch.ones(4, 151, 2, dtype=torch.bool), time=time, log=torch.arange(4),
+                   start=torch.zeros(4, dtype=torch.long), names=tuple("abcd"), groups=tuple("abcd"), dt=plant.dt)
 
 
 def make_sensor(baseline: Pendulum, step: float = 0.0) -> Sensor:

@@ -8,7 +8,7 @@ import torch
 from problems import log
 
 from residual_mbrl.errors import LogError
-from residual_mbrl.windows import cut_windows
+from residual_mbrl.windows import cut_windows, joined
 
 
 def _log(n: int, name: str = "log", group: str = "", first: float = 0.0):
@@ -95,8 +95,34 @@ def test_start_outside_a_log_is_refused(start):
         cut_windows([_log(6)], 0.01, horizon=2, starts=[[start]])
 
 
-@pytest.mark.parametrize("options", [{"horizon": 0}, {"horizon": 2, "stride": 0}, {"horizon": -3}, {"starts": []}])
+@pytest.mark.parametrize("options", [{"horizon": 0}, {"horizon": 2, "stride": 0}, {"horizon": -3}, {"starts": []}, {"around": -0.1}])
 def test_wrong_options_are_refused(options):
     """Options that cut nothing are wrong arguments."""
     with pytest.raises(ValueError, match="cut_windows: expected"):
         cut_windows([_log(6)], 0.01, **options)
+
+
+def test_windows_know_the_commands_around_them():
+    """As many steps as asked for, held beyond the log's own ends."""
+    w = cut_windows([_log(11)], 0.01, horizon=3, starts=[[1, 5]], around=0.02)
+    assert w.lead[..., 0].tolist() == [[0, 0], [-3, -4]]
+    assert w.trail[..., 0].tolist() == [[-4, -5], [-8, -9]]
+    assert cut_windows([_log(11)], 0.01, horizon=9, around=0.03).trail[0, :, 0].tolist() == [-9] * 3
+
+
+def test_shorter_windows_keep_the_commands_around():
+    """What is cut off is known as what comes before or after."""
+    w = cut_windows([_log(20)], 0.01, horizon=9, starts=[[5]], around=0.02)
+    first, cut = w.first(4), w.cut(3, 4)
+    assert (first.lead[0, :, 0].tolist(), first.trail[0, :, 0].tolist()) == ([-3, -4], [-9, -10])
+    assert (cut.lead[0, :, 0].tolist(), cut.trail[0, :, 0].tolist()) == ([-6, -7], [-12, -13])
+    assert (cut.start.tolist(), cut.measurements[0, :, 0].tolist()) == ([8], [8, 9, 10, 11, 12])
+
+
+def test_joined_windows_know_what_all_of_them_know():
+    """The shortest horizon and the shortest commands around."""
+    w = joined([cut_windows([_log(20)], 0.01, horizon=h, starts=[[s]], around=a) for h, s, a in ((4, 5, 0.03), (3, 9, 0.02))])
+    assert w.actions[..., 0].tolist() == [[-5, -6, -7], [-9, -10, -11]]
+    assert w.lead[..., 0].tolist() == [[-3, -4], [-7, -8]]
+    assert w.trail[..., 0].tolist() == [[-8, -9], [-12, -13]]
+    assert w.take(torch.tensor([False, True])).lead[..., 0].tolist() == [[-7, -8]]
