@@ -40,8 +40,8 @@ class MechanicalBaseline(Baseline):
 
     so dissipation never adds kinetic energy, for any D >= 0, F >= 0 and any h, and friction holds a body at rest.
 
-    Live parameters: every named one, and ``damping`` [*batch, nv, nv] and ``frictionloss`` [*batch, nv], which are added
-    to the system's own; the total friction limit is clamped at zero.
+    Live parameters: every named one, and ``damping`` [*batch, nv, nv], its diagonal alone as ``dof_damping`` [*batch, nv], and
+    ``frictionloss`` [*batch, nv], which are added to the system's own; the total friction limit is clamped at zero.
 
     Args:
         space: Names and units of state and action.
@@ -61,7 +61,7 @@ class MechanicalBaseline(Baseline):
             raise ValueError(f"{type(self).__name__}: integrator must be semi_implicit or rk4, received {integrator!r}")
         self.space, self.parameters, self.dt = space, parameters, dt
         self.substeps, self.integrator = substeps, integrator
-        self.live = frozenset({*parameters.names, "damping", "frictionloss"})
+        self.live = frozenset({*parameters.names, "damping", "dof_damping", "frictionloss"})
 
     @abstractmethod
     def mass_matrix(self, q: Tensor, p: Values) -> Tensor:
@@ -151,6 +151,9 @@ def _with_live(now: Terms, p: Values) -> tuple[Tensor | None, Tensor | None]:
     damping, limit = now.damping, now.frictionloss
     if "damping" in p:
         damping = p["damping"] if damping is None else damping + p["damping"]
+    if "dof_damping" in p:
+        own = torch.diag_embed(p["dof_damping"])
+        damping = own if damping is None else damping + own
     if "frictionloss" in p:
         limit = (p["frictionloss"] if limit is None else limit + p["frictionloss"]).clamp_min(0.0)
     return damping, limit

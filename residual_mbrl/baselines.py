@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -140,6 +141,19 @@ class Parameters(Sequence[Parameter]):
         return resolved
 
 
+class StepJacobian(NamedTuple):
+    """Derivative of one step on the tangent space: ``δx' = state δx + action δu + force δf + Σ parameters[n] δp_n``."""
+
+    state: Tensor
+    """Shape [*batch, ndx, ndx]."""
+    action: Tensor
+    """Shape [*batch, ndx, nu]."""
+    force: Tensor | None
+    """Shape [*batch, ndx, nv]; None where the baseline has no force port."""
+    parameters: Mapping[str, Tensor]
+    """Of every value that was given, by name, shape [*batch, ndx, *value]."""
+
+
 class Baseline(ABC):
     """A known model ``x' = step(x, u, force, parameters)`` with a fixed step of ``dt`` seconds.
 
@@ -172,6 +186,28 @@ class Baseline(ABC):
             parameters: Values by name that replace the nominal ones, each broadcastable to [*batch]; live additions by
                 name, shaped as the baseline documents.
         """
+
+    def rollout(self, state: Float[Tensor, "*batch nx"], actions: Float[Tensor, "*batch horizon nu"],
+                parameters: Values | None = None) -> Float[Tensor, "*batch horizon_1 nx"]:
+        """Advance H steps; a simulator overrides this with a loop of its own.
+
+        Args:
+            state: First state, shape [*batch, nx].
+            actions: Shape [*batch, H, nu].
+            parameters: As in ``step``.
+
+        Returns:
+            States, shape [*batch, H + 1, nx], the first one included.
+        """
+        states = [state]
+        for action in actions.unbind(-2):
+            states.append(self.step(states[-1], action, None, parameters))
+        return torch.stack(states, -2)
+
+    def jacobian(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], force: Tensor | None = None,
+                 parameters: Values | None = None) -> StepJacobian | None:
+        """Return the derivative of a step where torch cannot take it through ``step`` in forward mode; None where it can."""
+        return None
 
     def signals(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
                 parameters: Values | None = None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from residual_mbrl.baselines import Values
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.first_order import make_differentiable
 
 
 class Linearisation(NamedTuple):
@@ -20,8 +21,10 @@ class Linearisation(NamedTuple):
 
 
 def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], actions: Float[Tensor, "*#batch horizon nu"],
-            parameters: Values | None = None) -> Float[Tensor, "... horizon+1 nx"]:
-    """Simulate H steps with a torch loop; differentiable in everything, float32 or float64 as the state is.
+            parameters: Values | None = None, lead: Float[Tensor, "*#batch lead nu"] | None = None) -> Float[Tensor, "... horizon+1 nx"]:
+    """Simulate H steps; differentiable in everything, float32 or float64 as the state is.
+
+    A torch loop steps a baseline with residuals; without any the baseline's own ``rollout`` does, in a simulator one native call.
 
     Args:
         dynamics: The model.
@@ -29,21 +32,31 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
         actions: Shape [*batch, H, nu], H >= 1.
         parameters: Physical values by name, each broadcastable to [*batch]; live additions by name, shaped as the baseline
             documents, their batch being that of state and actions.
+        lead: Commands of the L >= 0 steps before the first action, shape [*batch, L, nu], from which the residuals' memory
+            starts; without them the first action has long been there.
 
     Returns:
         States, shape [*batch, H + 1, nx], the first one included.
 
     Raises:
-        ValueError: if a shape, dtype or device does not fit, an input is not finite, or a parameter is unknown.
+        ValueError: if a shape, dtype or device does not fit, an input is not finite, a parameter is unknown, or there is a
+            lead to a state that holds the memory already.
     """
     state, actions = _checked(dynamics, state, actions)
     batch = _batch(dynamics, state, actions, parameters or {})
+    if lead is not None:
+        _check_lead(dynamics, state, actions, lead)
+        batch = _joined("lead", batch, lead.shape[:-2])
     p = dynamics.resolve(parameters, state)
     state = state.expand(*batch, state.shape[-1])
     if state.shape[-1] < dynamics.space.nx:
-        state = dynamics.initial_state(state, actions[..., 0, :].expand(*batch, actions.shape[-1]))
+        earlier = None if lead is None else lead.expand(*batch, *lead.shape[-2:])
+        state = dynamics.initial_state(state, actions[..., 0, :].expand(*batch, actions.shape[-1]), earlier)
+    actions = actions.expand(*batch, *actions.shape[-2:])
+    if not dynamics.residuals:
+        return dynamics.baseline.rollout(state, actions, p)
     states = [state]
-    for action in actions.expand(*batch, *actions.shape[-2:]).unbind(-2):
+    for action in actions.unbind(-2):
         states.append(dynamics.step(states[-1], action, p))
     return torch.stack(states, -2)
 
@@ -51,6 +64,8 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
 def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon_1 nx"],
               actions: Float[Tensor, "*#batch horizon nu"], parameters: Values | None = None) -> Linearisation:
     """Linearise every step of a trajectory on the tangent space, by forward-mode differentiation of all steps at once.
+
+    The derivative of a baseline that torch cannot differentiate so is the baseline's own ``jacobian``.
 
     Args:
         dynamics: The model.
@@ -65,6 +80,7 @@ def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon
     p = {n: v.unsqueeze(-1) if v.ndim else v for n, v in dynamics.resolve(parameters, x).items()}
     space = dynamics.space
     after = dynamics.step(x, actions, p).detach()
+    dynamics = make_differentiable(dynamics, x, actions.detach(), p)
 
     def moved(dx: Tensor, du: Tensor) -> Tensor:
         return space.difference(dynamics.step(space.integrate(x, dx), actions + du, p), after)
@@ -114,3 +130,13 @@ def _checked(dynamics: ResidualDynamics, state: Tensor, actions: Tensor) -> tupl
         if not bool(torch.isfinite(x.detach()).all()):
             raise ValueError(f"rollout: {name} holds values that are not finite")
     return state, actions
+
+
+def _check_lead(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, lead: Tensor) -> None:
+    if lead.ndim < 2 or lead.shape[-1] != actions.shape[-1] or lead.dtype != actions.dtype or lead.device != actions.device:
+        raise ValueError(f"rollout: lead must have shape [*batch, L, {actions.shape[-1]}] in {actions.dtype} on {actions.device}, "
+                         f"received {tuple(lead.shape)} in {lead.dtype} on {lead.device}")
+    if state.shape[-1] > dynamics.baseline.space.nx:
+        raise ValueError(f"rollout: a state of {state.shape[-1]} entries holds the residuals' memory already; expected no lead beside it")
+    if not bool(torch.isfinite(lead.detach()).all()):
+        raise ValueError("rollout: lead holds values that are not finite")

@@ -12,3 +12,14 @@ class Status(Enum):
     ITERATION_LIMIT = "stopped at the iteration limit"
     DIVERGED = "no finite simulation found"
     INTERRUPTED = "interrupted; resume to go on"
+
+
+class StepStatus(Enum):
+    """Outcome of one world's step in a batch: a world that failed is not a number from there on, and the batch goes on."""
+
+    OK = "stepped"
+    NOT_FINITE = "not finite"
+    RAISED = "raised an exception"
+    REJECTED = "returned what is no state"
+    CRASHED = "ended its process"
+    TIMED_OUT = "took longer than allowed"

@@ -27,21 +27,23 @@ class Dissipative(Residual):
         bound: Largest entry of L squared [force per velocity].
         hidden: Hidden units.
         explicit: Enter through the force port.
+        diagonal: Damp every degree of freedom by itself, through the live parameter ``dof_damping``, which simulators have too.
         seed: Seed of the initial weights.
     """
 
-    live = "damping"
     entries: Tensor
 
     def __init__(self, *, nv: int, features: Sequence[Feature], sizes: Sequence[int] | None = None, bound: float,
-                 hidden: Sequence[int] = (8,), explicit: bool = False, seed: int = 0) -> None:
+                 hidden: Sequence[int] = (8,), explicit: bool = False, diagonal: bool = False, seed: int = 0) -> None:
         super().__init__()
         if not bound > 0:
             raise ValueError(f"Dissipative: bound must be positive, received {bound}")
         self.port = Port.FORCE if explicit else Port.PARAMETERS
-        self.nv, self.bound, self.hidden, self.explicit, self.seed = nv, bound, tuple(hidden), explicit, seed
+        self.live = None if explicit else "dof_damping" if diagonal else "damping"
+        self.nv, self.bound, self.hidden, self.seed = nv, bound, tuple(hidden), seed
+        self.explicit, self.diagonal = explicit, diagonal
         self.features = FeatureMap(features, sizes or [1] * len(features))
-        rows, columns = torch.tril_indices(nv, nv)
+        rows, columns = torch.arange(nv).expand(2, nv) if diagonal else torch.tril_indices(nv, nv)
         self.register_buffer("entries", rows * nv + columns, persistent=False)
         self.network = Perceptron(self.features.outputs, hidden, len(rows), torch.Generator().manual_seed(seed))
         with torch.no_grad():  # D grows with the square of L: at L = 0 no gradient would reach the weights
@@ -57,18 +59,21 @@ class Dissipative(Residual):
         return torch.matmul(lower, lower.mT)
 
     def forward(self, context: Context) -> Tensor:
-        """Return D, or with ``explicit`` the force -D v [N or N·m], shape [*batch, nv]."""
+        """Return D, its diagonal with ``diagonal``, or with ``explicit`` the force -D v [N or N·m], shape [*batch, nv]."""
         matrix = self.matrix(context)
-        return -torch.matmul(matrix, context.v.unsqueeze(-1)).squeeze(-1) if self.explicit else matrix
+        if self.explicit:
+            return -torch.matmul(matrix, context.v.unsqueeze(-1)).squeeze(-1)
+        return torch.diagonal(matrix, dim1=-2, dim2=-1) if self.diagonal else matrix
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""
         return {"nv": self.nv, "features": self.features.describe(), "sizes": list(self.features.sizes), "bound": self.bound,
-                "hidden": list(self.hidden), "explicit": self.explicit, "seed": self.seed}
+                "hidden": list(self.hidden), "explicit": self.explicit, "diagonal": self.diagonal, "seed": self.seed}
 
     def certificate(self, context: Context, baseline: Baseline) -> Certificate:
         """Worst power [W]: of all dissipation in the step, or of the explicit force at the present velocity."""
         if self.explicit:
             return power_certificate(self.name, (self(context) * context.v).sum(-1))
+        assert self.live is not None  # noqa: S101  # only an explicit one has none
         values = add_live(context.values, self.live, self(context))
         return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, values))

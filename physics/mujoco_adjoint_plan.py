@@ -1,0 +1,119 @@
+"""What of a MuJoCo step's derivative is exact for a model, what is left to differences with the acceleration held, and what to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from residual_mbrl.physics.mujoco_actuation import is_simple
+
+_INTEGRATOR, _ENABLE, _DISABLE = mujoco.mjtIntegrator, mujoco.mjtEnableBit, mujoco.mjtDisableBit
+_EULER, _FAST, _IMPLICIT = (int(i) for i in (_INTEGRATOR.mjINT_EULER, _INTEGRATOR.mjINT_IMPLICITFAST, _INTEGRATOR.mjINT_IMPLICIT))
+_FLAGS = {_ENABLE.mjENBL_SLEEP: "sleeping bodies: they wake by thresholds",
+          _ENABLE.mjENBL_IPC: "the ipc flag: its contacts have another law",
+          _ENABLE.mjENBL_SPECULATIVE: "speculative contacts: they depend on velocity"}
+_FIXED = frozenset({"opt.timestep", "opt.integrator", "opt.disableflags", "opt.enableflags", "opt.noslip_iterations"})
+_BENT = ("dof_dampingpoly", "tendon_dampingpoly", "actuator_dampingpoly", "actuator_damping")
+
+
+def supported(model: mujoco.MjModel, fields: Collection[str] = ()) -> str | None:
+    """Return what stands against exact gradients of a model's step, None if nothing does.
+
+    Args:
+        model: The model.
+        fields: Names of the model fields that vary between worlds.
+    """
+    option, integrator = model.opt, int(model.opt.integrator)
+    history = mujoco.mj_stateSize(model, int(mujoco.mjtState.mjSTATE_PHYSICS)) != model.nq + model.nv + model.na
+    varying = sorted(_FIXED.intersection(fields))
+    reasons = {
+        f"integrator {_INTEGRATOR(integrator).name[6:]}: its step is not that of one acceleration":
+            integrator not in (_EULER, _FAST, _IMPLICIT),
+        **{reason: int(option.enableflags) & int(flag) for flag, reason in _FLAGS.items()},
+        "noslip iterations: their result is no minimum": option.noslip_iterations,
+        "plug-ins: what they depend on is not known": model.nplugin,
+        "flexible bodies: their elasticity has an inertia of its own": model.nflex,
+        "delays, histories or plastic tendons: the state holds more than positions, velocities and activations": history,
+        f"options that vary between worlds: {varying}": varying,
+    }
+    return next((reason for reason, stands in reasons.items() if stands), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the derivative of a step is put together.
+
+    Args:
+        groups: What is moved for differences, of "position", "velocity", "activation", "action".
+        rows: Steps with the acceleration held that one world takes.
+        implicit: Whether the integrator inverts an inertia of its own, rather than integrating the solved acceleration.
+        damped: Whether that is the inertia plus h times the joints' damping.
+        factored: Whether it has to be read off the engine's factor of it.
+        exact_velocity: Whether velocities are not moved.
+        exact_action: Whether controls and activations are not moved.
+        lone: Velocity entries of free bodies without jointed descendants where the integrator treats their gyroscopic force implicitly.
+    """
+
+    groups: tuple[str, ...]
+    rows: int
+    implicit: bool
+    damped: bool
+    factored: bool
+    exact_velocity: bool
+    exact_action: bool
+    lone: tuple[NDArray[np.int64], ...]
+
+
+def make_plan(model: mujoco.MjModel, wanted: Collection[str], fields: Collection[str]) -> Plan:
+    """Decide how to differentiate.
+
+    Args:
+        model: A model that is ``supported``.
+        wanted: Of "state", "action", "force".
+        fields: Names of the model fields that vary between worlds.
+    """
+    integrator = int(model.opt.integrator)
+    off = int(model.opt.disableflags) & (int(_DISABLE.mjDSBL_EULERDAMP) | int(_DISABLE.mjDSBL_DAMPER))
+    bent = any(getattr(model, name).any() or name in fields for name in _BENT)
+    damps = not off and (bent or bool(model.dof_damping.any()) or "dof_damping" in fields)
+    lone = _lone_bodies(model) if integrator == _FAST else ()
+    gain_bends = bool(model.nu and model.actuator_gainprm[:, 2].any()) or "actuator_gainprm" in fields
+    simple = is_simple(model)
+    exact_action = simple and (integrator == _EULER or not gain_bends)
+    exact_velocity = (simple and integrator != _IMPLICIT and not lone and _smooth_slope_is_whole(model, fields)
+                      and _references_are_linear(model))
+    sizes = {"position": int(model.nv) if "state" in wanted else 0,
+             "velocity": int(model.nv) if "state" in wanted and not exact_velocity else 0,
+             "activation": int(model.na) if "state" in wanted and not exact_action else 0,
+             "action": int(model.nu) if "action" in wanted and not exact_action else 0}
+    factored = integrator == _FAST or (integrator == _EULER and damps and bent)
+    return Plan(groups=tuple(g for g, size in sizes.items() if size), rows=2 * sum(sizes.values()) + factored,
+                implicit=integrator != _EULER or damps, damped=integrator == _EULER and damps and not bent, factored=factored,
+                exact_velocity=exact_velocity, exact_action=exact_action, lone=lone)
+
+
+def _smooth_slope_is_whole(model: mujoco.MjModel, fields: Collection[str]) -> bool:
+    """Whether the engine's derivative of smooth forces by velocity has no gaps, and depends on velocity itself no more than they say.
+
+    Its gaps are moment arms across branches of the tree; drag and higher orders of damping make the integrator's inertia depend on it.
+    """
+    names = ("tendon_damping", "tendon_armature", "opt.density", "opt.viscosity", *_BENT)
+    drag = np.array([model.opt.density, model.opt.viscosity])
+    values = (model.tendon_damping, model.tendon_armature, drag, *(getattr(model, n) for n in _BENT))
+    joints = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
+    return (not any(x.any() for x in values) and set(names).isdisjoint(fields) and bool(np.isin(model.actuator_trntype, joints).all()))
+
+
+def _references_are_linear(model: mujoco.MjModel) -> bool:
+    """Whether every constraint's reference acceleration is linear in velocity: that of a connect or weld is quadratic."""
+    kinds = (int(mujoco.mjtEq.mjEQ_JOINT), int(mujoco.mjtEq.mjEQ_TENDON))
+    return bool(np.isin(model.eq_type, kinds).all())
+
+
+def _lone_bodies(model: mujoco.MjModel) -> tuple[NDArray[np.int64], ...]:
+    free = model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)
+    return tuple(np.arange(a, a + 6) for a in model.jnt_dofadr[free].tolist() if (model.dof_treeid == model.dof_treeid[a]).sum() == 6)
