@@ -57,6 +57,7 @@ class Calibration:
         seeds: Every seed that was used, by what it seeded.
         environment: Versions and machine, as ``describe_environment`` gives them.
         notes: Free text.
+        mapping: Text of the ``mapping.toml`` by which logs were read, or "".
     """
 
     model: Model
@@ -68,6 +69,7 @@ class Calibration:
     seeds: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, object] = field(default_factory=describe_environment)
     notes: str = ""
+    mapping: str = ""
 
     @property
     def space(self) -> StateSpace:
@@ -173,7 +175,8 @@ def load(path: Path, *, baselines: Sequence[type[Baseline]] = (), residuals: Seq
     return Calibration(model=model, identified=identified, estimates=tuple(entries.get("estimates", list)),
                        unidentifiable=tuple(entries.get("unidentifiable", list)), data=entries.get("data", dict),
                        preset=entries.get("preset", str), seeds=entries.get("seeds", dict),
-                       environment=entries.get("environment", dict), notes=entries.get("notes", str))
+                       environment=entries.get("environment", dict), notes=entries.get("notes", str),
+                       mapping=str(entries.values.get("mapping", "")))
 
 
 def write_metrics(path: Path, *, dataset: str, split: str, metrics: Sequence[Metric], certificates: Sequence[Certificate] = (),
@@ -219,7 +222,8 @@ def _document(calibration: Calibration, weights_hash: str) -> dict[str, object]:
     if not same_baseline or model.sensor.describe() != identified.sensor.describe():
         raise ValueError("model and identified must share one baseline and one sensor")
     return {
-        "schema_version": SCHEMA_VERSION, "preset": calibration.preset, "notes": calibration.notes, "dt": float(calibration.dt),
+        "schema_version": SCHEMA_VERSION, "preset": calibration.preset, "notes": calibration.notes, "mapping": calibration.mapping,
+        "dt": float(calibration.dt),
         "space": asdict(calibration.space), "conventions": CONVENTIONS,
         "baseline": descriptions.baseline_as_json(own), "sensor": model.sensor.describe(),
         "identified": {"values": identified.dynamics.values, "sensor_values": identified.sensor_values},

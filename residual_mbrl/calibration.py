@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time as clock
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from residual_mbrl import artifact, files
 from residual_mbrl.artifact import Calibration, estimate_table
 from residual_mbrl.calibration_report import Gathered, data_curve, make_report, models_of, notes
+from residual_mbrl.column_map import parse_map, read_map
 from residual_mbrl.datasets.log_set import LogSet, Part
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.environment import describe_environment
@@ -24,7 +26,9 @@ from residual_mbrl.friction_figure import learned_friction
 from residual_mbrl.log_checks import check_units
 from residual_mbrl.metrics import Metric
 from residual_mbrl.model import Model
+from residual_mbrl.physics.mujoco_simulator import MujocoSimulator
 from residual_mbrl.presets import PRESETS, Preset
+from residual_mbrl.presets.simulator import HORIZON, read_logs, window_steps
 from residual_mbrl.report import ReportInput, write_report
 from residual_mbrl.selection import folds_by_group, select
 from residual_mbrl.self_check import recover
@@ -48,7 +52,7 @@ class _Share:
 
 
 def calibrate(preset: Preset, data: Path, out: Path, *, free: Sequence[str] | None = None, residual: bool = True, seed: int = 0,
-              workers: int = 1, progress: Tell | None = None) -> Calibration:
+              workers: int = 1, mapping: str = "", progress: Tell | None = None) -> Calibration:
     """Calibrate a plant on its logs and write the artefact with its report.
 
     The logs are checked; parameters are identified; the residual is chosen on held-out logs; everything is fitted again on
@@ -64,6 +68,7 @@ def calibrate(preset: Preset, data: Path, out: Path, *, free: Sequence[str] | No
         seed: Seed of search and weights.
         workers: Processes that fit folds side by side; a script that asks for more than one needs its
             ``if __name__ == "__main__"``.
+        mapping: Text of the ``mapping.toml`` by which the logs were read, to be kept.
         progress: Called with a phrase and the fraction done.
 
     Raises:
@@ -91,7 +96,7 @@ def calibrate(preset: Preset, data: Path, out: Path, *, free: Sequence[str] | No
         check = recover(found, recipe.sensor, final, recipe.identify, seed)
         calibration = Calibration(model=model, identified=recipe.model(found), estimates=estimate_table(found.estimates),
                                   unidentifiable=found.unidentifiable, data=logs.hashes(), preset=preset.name, seeds={"calibrate": seed},
-                                  notes=notes(preset, selection))
+                                  notes=notes(preset, selection), mapping=mapping)
         artifact.write(temporary, calibration)
         metrics = selection.evaluation.metrics() if selection is not None else []
         artifact.write_metrics(temporary / artifact.METRICS, dataset=preset.name, split="held-out", metrics=metrics,
@@ -122,18 +127,55 @@ def evaluate_artifact(artifact_folder: Path, data: Path, out: Path, split: str =
         raise ArtifactError(f"{artifact_folder}: its preset is {calibration.preset!r}; expected one of {sorted(PRESETS)}")
     preset = PRESETS[calibration.preset]
     part = _part(split)
-    models = models_of(calibration)
-    metrics = [m for name, model in models.items() for m in (preset.score(model, data, part, name) if preset.score else [])]
+    metrics = [m for name, model in models_of(calibration).items() for m in (preset.score(model, data, part, name) if preset.score else [])]
     logs = preset.read(data, (part,))
     windows = cut_windows(logs.logs[part], calibration.dt, horizon=preset.horizon, starts=logs.starts.get(part))
-    evaluation = evaluate(models, windows, split=split)
-    verdict = is_residual_worth_it(evaluation)
-    report = ReportInput(title=f"{preset.summary}: {split} logs", evaluations=[evaluation], verdict=verdict,
-                         figures=learned_friction(calibration.model, windows), environment=describe_environment(),
-                         seeds=calibration.seeds, data=logs.hashes(),
-                         command=f"residual-mbrl evaluate {artifact_folder.name} --data FOLDER --out OUT --split {split}")
+    command = f"residual-mbrl evaluate {artifact_folder.name} --data FOLDER --out OUT --split {split}"
+    _write_evaluation(calibration, windows, out, title=f"{preset.summary}: {split} logs", split=split, protocol=metrics,
+                      data=logs.hashes(), command=command, begun=begun)
+    return metrics
+
+
+def evaluate_logs(artifact_folder: Path, logs: Sequence[Path], out: Path, *, mapping: Path | None = None, horizon: float = HORIZON,
+                  resample: bool = False) -> list[Metric]:
+    """Score a calibrated MuJoCo model on logs: nominal, identified, identified+residual.
+
+    Args:
+        artifact_folder: Folder of the calibration.
+        logs: Log files or data set folders.
+        out: Folder for metrics.json, the report and its figures.
+        mapping: ``mapping.toml`` of these logs; that of the calibration where None.
+        horizon: Length of the windows [s].
+        resample: Interpolate logs that were recorded at another rate.
+
+    Raises:
+        ArtifactError: if the calibration is not of a MuJoCo model, or cannot be read.
+        LogError: if a log is not usable.
+    """
+    begun = clock.monotonic()
+    calibration = artifact.load(artifact_folder)
+    simulator = calibration.model.dynamics.baseline
+    if not isinstance(simulator, MujocoSimulator):
+        raise ArtifactError(f"{artifact_folder}: is a calibration of {type(simulator).__name__}; expected one of a MuJoCo model: "
+                            "give --data and no logs")
+    columns = read_map(mapping, simulator.space) if mapping is not None else parse_map(
+        tomllib.loads(calibration.mapping), simulator.space, f"mapping of {artifact_folder}")
+    prepared = read_logs(simulator, logs, columns, resample=resample)
+    windows = cut_windows(prepared.trajectories, calibration.dt, horizon=window_steps(prepared, simulator.dt, horizon))
+    return _write_evaluation(calibration, windows, out, title=f"{calibration.preset}: {len(logs)} logs", split="logs", protocol=(),
+                             data={f.name: files.sha256(f) for f in logs if f.is_file()}, begun=begun,
+                             command=f"residual-mbrl evaluate {artifact_folder.name} LOGS --out OUT")
+
+
+def _write_evaluation(calibration: Calibration, windows: Windows, out: Path, *, title: str, split: str, protocol: Sequence[Metric],
+                      data: Mapping[str, str], command: str, begun: float) -> list[Metric]:
+    """Score windows, write metrics.json and the report, and return the metrics, those of the set's own protocol first."""
+    evaluation = evaluate(models_of(calibration), windows, split=split)
+    metrics = [*protocol, *evaluation.metrics()]
+    report = ReportInput(title=title, evaluations=[evaluation], verdict=is_residual_worth_it(evaluation), command=command, data=data,
+                         figures=learned_friction(calibration.model, windows), environment=describe_environment(), seeds=calibration.seeds)
     with files.folder(out, replaces=artifact.REPORT) as temporary:
-        artifact.write_metrics(temporary / artifact.METRICS, dataset=preset.name, split=split, metrics=[*metrics, *evaluation.metrics()],
+        artifact.write_metrics(temporary / artifact.METRICS, dataset=calibration.preset, split=split, metrics=metrics,
                                certificates=certificates(calibration.model, windows), seconds=clock.monotonic() - begun)
         write_report(temporary / artifact.REPORT[1], report)
     return metrics
@@ -185,10 +227,16 @@ def make_folds(preset: Preset, logs: LogSet, dt: float) -> tuple[Windows, Window
     return train, everything, [Fold(name="last fifth", train=train.take(rows < cut), held=train.take(rows >= cut))]
 
 
+CERTIFIED = 10_000
+"""States along the predictions, at least, at which certificates are measured where there are as many."""
+
+
 def certificates(model: Model, windows: Windows) -> list:  # type: ignore[type-arg]
     """Return what each residual did at worst along the predictions of some windows."""
     prediction = model.predict(windows)
-    return model.dynamics.certificates(prediction.states[:, :-1].flatten(0, 1), prediction.actions.flatten(0, 1))
+    states, actions = prediction.states[:, :-1].flatten(0, 1), prediction.actions.flatten(0, 1)
+    every = max(1, len(states) // CERTIFIED)
+    return model.dynamics.certificates(states[::every], actions[::every])
 
 
 def _part(split: str) -> Part:

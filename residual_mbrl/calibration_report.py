@@ -72,9 +72,10 @@ def make_report(g: Gathered) -> ReportInput:
                "chosen": g.selection.chosen if g.selection else "none",
                "self-check on simulated logs, error in scaled units": {r.name: r.error for r in g.check}}
     seed = g.calibration.seeds["calibrate"]
+    plant = g.preset.usage or f"{g.preset.name} --data FOLDER"
     return ReportInput(title=f"Calibration: {g.preset.summary}", evaluations=evaluations, verdict=verdict, identification=g.found,
                        figures=figures, options=options, environment=describe_environment(), seeds=g.calibration.seeds,
-                       data=g.calibration.data, command=f"residual-mbrl calibrate {g.preset.name} --data FOLDER --out OUT --seed {seed}")
+                       data=g.calibration.data, command=f"residual-mbrl calibrate {plant} --out OUT --seed {seed}")
 
 
 def models_of(calibration: Calibration) -> dict[str, Model]:

@@ -19,11 +19,14 @@ from residual_mbrl.baselines import Baseline, Parameter
 from residual_mbrl.descriptions import BASELINES
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.environment import PACKAGES, package_versions
+from residual_mbrl.models import ARM
 from residual_mbrl.residuals import Dissipative, DryFriction, Feature
 from residual_mbrl.rollouts import rollout
 
 GRADIENT_TOLERANCE = 1e-5
 ENGINE_TOLERANCE = 1e-6
+ARGUMENTS = {"MujocoSimulator": (ARM, ("damping:*", "mass:link7"))}
+"""Constructor arguments of baselines that are made from something; all others stand for themselves."""
 COMMAND_SIZE = {"counts": 500.0}
 """Typical size of a command by unit, where it is not about one."""
 
@@ -71,7 +74,7 @@ def run_checks() -> Iterator[CheckResult]:
 
 def build(name: str) -> Baseline:
     """Build a baseline of the package with its default arguments."""
-    baseline: Baseline = getattr(import_module(f"residual_mbrl.physics.{BASELINES[name]}"), name)()
+    baseline: Baseline = getattr(import_module(f"residual_mbrl.physics.{BASELINES[name]}"), name)(*ARGUMENTS.get(name, ()))
     return baseline
 
 

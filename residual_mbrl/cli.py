@@ -46,15 +46,25 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
     return 0
 
 
-def calibrate(preset: Annotated[str, tyro.conf.Positional], *, data: Path, out: Path, free: tuple[str, ...] = (), seed: int = 0,
-              residual: bool = True, resume: bool = True, workers: int = 2) -> int:
+def calibrate(plant: Annotated[str, tyro.conf.Positional], logs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), *, out: Path,
+              data: Path | None = None, map: Path | None = None, free: tuple[str, ...] = (), dt: float | None = None,
+              horizon: float | None = None, resample: bool = False, dry_run: bool = False, seed: int = 0, residual: bool = True,
+              resume: bool = True, workers: int = 2) -> int:
     """Calibrate a plant on its logs: identify, fit, evaluate, report.
 
+    The plant is a MuJoCo model (robot.xml LOGS --free PARAMETERS) or a preset (servo --data FOLDER).
+
     Args:
-        preset: The plant: servo, drive, pendulum, double_pendulum.
-        data: Folder of its logs.
+        plant: A model file, or one of the presets servo, drive, pendulum, double_pendulum.
+        logs: Logs of the model: npz, CSV, Parquet (LeRobot), HDF5 (Minari, robomimic), MCAP.
         out: Folder for the artefact; an older artefact there is replaced once the new one is complete.
-        free: Parameters to identify, by name or glob pattern, in place of those the preset frees.
+        data: Folder of a preset's logs.
+        map: Which column is which joint, and its unit: mapping.toml.
+        free: Parameters to identify, by name or glob pattern, such as "damping:*" "mass:link7".
+        dt: Seconds per step; the model's own time step by default.
+        horizon: Length of training windows in seconds.
+        resample: Interpolate logs that were recorded at another rate.
+        dry_run: Show what was understood of the logs, and stop.
         seed: Seed of the search and of the weights.
         residual: Fit a residual after identification.
         resume: Go on from where the same command was interrupted.
@@ -63,33 +73,81 @@ def calibrate(preset: Annotated[str, tyro.conf.Positional], *, data: Path, out: 
     from residual_mbrl.calibration import calibrate as run  # noqa: PLC0415
     from residual_mbrl.presets import PRESETS  # noqa: PLC0415
 
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
-    _require_folder(data)
+    if plant in PRESETS:
+        if data is None or logs:
+            raise ValueError(f"the preset {plant!r} takes its logs from --data FOLDER")
+        _require_folder(data)
+        preset = PRESETS[plant]
+    elif not Path(plant).suffix:
+        raise ValueError(f"unknown plant {plant!r}; expected a model file such as robot.xml, or one of {', '.join(PRESETS)}")
+    elif not logs or not (free or dry_run):
+        raise ValueError(f"{plant}: expected logs after it, and --free with the parameters to identify, such as --free 'damping:*'")
+    else:
+        from residual_mbrl.column_map import read_map  # noqa: PLC0415
+        from residual_mbrl.physics.mujoco_simulator import MujocoSimulator  # noqa: PLC0415
+        from residual_mbrl.presets.simulator import HORIZON, read_logs, simulator_preset  # noqa: PLC0415
+
+        simulator = MujocoSimulator(plant, free, dt=dt)
+        columns = None if map is None else read_map(map, simulator.space)
+        prepared = read_logs(simulator, logs, columns, resample=resample)
+        Console().print(prepared.report.render())
+        if dry_run:
+            return 0
+        preset, data, free = simulator_preset(simulator, prepared, logs, horizon=horizon or HORIZON), Path(), ()
     if not resume:
         shutil.rmtree(files.progress_folder(out), ignore_errors=True)
     with _resumable(out), _progress() as progress:
-        done = run(PRESETS[preset], data, out, free=free or None, residual=residual, seed=seed,
-                                     workers=workers, progress=progress)
+        done = run(preset, data, out, free=free or None, residual=residual, seed=seed, workers=workers, progress=progress,
+                   mapping="" if map is None else map.read_text(encoding="utf-8"))
     _show(_parameters(done))
+    for combination in done.unidentifiable:
+        _say(f"not determined by the data: {combination}")
     _say(f"artefact: {out}\nreport: {out / 'report.html'}")
     return 0
 
 
-def evaluate(artifact: Annotated[Path, tyro.conf.Positional], *, data: Path, out: Path, split: str = "test") -> int:
+def evaluate(artifact: Annotated[Path, tyro.conf.Positional], logs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (), *, out: Path,
+             data: Path | None = None, split: str = "test", map: Path | None = None, resample: bool = False) -> int:
     """Score a calibration on logs and write metrics.json and the report.
 
     Args:
         artifact: Folder of the calibration.
-        data: Folder of logs.
+        logs: Logs of a MuJoCo model.
         out: Folder for metrics.json, the report and its figures.
-        split: Which part of the logs to score.
+        data: Folder of a preset's logs.
+        split: Which part of a preset's logs to score.
+        map: Mapping of these logs, where it is not that of the calibration.
+        resample: Interpolate logs that were recorded at another rate.
     """
-    from residual_mbrl.calibration import evaluate_artifact as run  # noqa: PLC0415
+    from residual_mbrl.calibration import evaluate_artifact, evaluate_logs  # noqa: PLC0415
 
-    _require_folder(data)
-    _show(_metrics(run(artifact, data, out, split=split)))
+    if (data is None) == (not logs):
+        raise ValueError("evaluate: expected logs after the artefact, or --data FOLDER for a preset's")
+    if data is None:
+        metrics = evaluate_logs(artifact, logs, out, mapping=map, resample=resample)
+    else:
+        _require_folder(data)
+        metrics = evaluate_artifact(artifact, data, out, split=split)
+    _show(_metrics(metrics))
     _say(f"written to {out}")
+    return 0
+
+
+def export(artifact: Annotated[Path, tyro.conf.Positional], mjcf: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Write the identified parameters of a calibrated MuJoCo model back into its MJCF.
+
+    Args:
+        artifact: Folder of the calibration.
+        mjcf: File to write.
+    """
+    from residual_mbrl.artifact import load  # noqa: PLC0415
+    from residual_mbrl.mjcf_export import export_mjcf  # noqa: PLC0415
+
+    calibration = load(artifact)
+    written = export_mjcf(calibration, mjcf)
+    _say(f"{mjcf}: {len(written)} identified parameters written")
+    if calibration.model.dynamics.residuals:
+        _say("the residual is not part of MJCF: MujocoPlugin adds it in the simulation loop")
     return 0
 
 
@@ -127,7 +185,7 @@ def check() -> int:
     return 0 if passed else FAILED
 
 
-SUBCOMMANDS: dict[str, Callable[..., int]] = {f.__name__: f for f in (demo, calibrate, evaluate, inspect, check)}
+SUBCOMMANDS: dict[str, Callable[..., int]] = {f.__name__: f for f in (demo, calibrate, evaluate, inspect, export, check)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import torch
 from residual_mbrl import artifact, descriptions, files
 from residual_mbrl.artifact import CALIBRATION, WEIGHTS, Calibration, load, save
 from residual_mbrl.baselines import Parameter
-from residual_mbrl.check import build
+from residual_mbrl.check import ARGUMENTS, build
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.effects import Bias, ClockScale, Delay, Differentiated, Drift, LowPass, Quantisation, Scale, Smoothing
 from residual_mbrl.errors import ArtifactError, OutputError
@@ -77,7 +77,8 @@ def calibrated(residuals=None):
 def windows(dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     n, steps = 3, 40
-    return Windows(actions=torch.rand(n, steps, 1, generator=generator, dtype=dtype),
+    actions = torch.rand(n, steps, 1, generator=generator, dtype=dtype)
+    return Windows(actions=actions, lead=actions[:, :0], trail=actions[:, :0],
                    measurements=torch.rand(n, steps + 1, 2, generator=generator, dtype=dtype),
                    recorded=torch.ones(n, steps + 1, 2, dtype=torch.bool),
                    time=0.02 * torch.arange(steps + 1, dtype=dtype).expand(n, -1), log=torch.zeros(n, dtype=torch.long),
@@ -130,7 +131,7 @@ def test_saves_without_and_with_one_residual(tmp_path, residuals):
 @pytest.mark.parametrize("name", descriptions.BASELINES)
 def test_every_baseline_comes_back(tmp_path, name):
     """Each baseline of the package is built again with its arguments, parameters and values."""
-    baseline = type(build(name))(dt=0.003)
+    baseline = type(build(name))(*ARGUMENTS.get(name, ()), dt=0.004)
     own = {p.name: p.nominal + 0.01 * p.scale for p in baseline.parameters}
     model = Model(dynamics=ResidualDynamics(baseline, (), own), sensor=Sensor(space=baseline.space, columns=()))
     save(tmp_path / "out", Calibration(model=model, identified=model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -52,6 +53,7 @@ def library(monkeypatch):
 
     stub.calibrate, stub.result = run, calibrated()
     stub.evaluate_artifact = lambda *a, **o: (run(*a, **o), [METRIC])[1]
+    stub.evaluate_logs = stub.evaluate_artifact
     demo = ModuleType("residual_mbrl.demo")
     demo.run_demo = lambda out, seed, progress: run(out, seed, progress=progress)
     presets = ModuleType("residual_mbrl.presets")
@@ -80,7 +82,8 @@ def test_calibrate_passes_everything_on(library, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--free", "load_*", "coulomb", "--seed", "3", "--no-residual", "--workers", "1"]
     assert main(["calibrate", "servo", "--data", str(tmp_path), "--out", str(out), *options]) == 0
-    assert library.calls == [(("the servo", tmp_path, out), {"free": ("load_*", "coulomb"), "residual": False, "seed": 3, "workers": 1})]
+    expected = {"free": ("load_*", "coulomb"), "residual": False, "seed": 3, "workers": 1, "mapping": ""}
+    assert library.calls == [(("the servo", tmp_path, out), expected)]
     shown = capsys.readouterr().out
     assert "0.75" in shown
     assert "0.7304 to 0.7696 at bound" in shown
@@ -90,7 +93,8 @@ def test_calibrate_passes_everything_on(library, tmp_path, capsys):
 def test_calibrate_defaults(library, tmp_path):
     """Without options the preset's own parameters are free and a residual is fitted."""
     main(["calibrate", "drive", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert library.calls == [(("the drive", tmp_path, tmp_path / "out"), {"free": None, "residual": True, "seed": 0, "workers": 2})]
+    expected = {"free": None, "residual": True, "seed": 0, "workers": 2, "mapping": ""}
+    assert library.calls == [(("the drive", tmp_path, tmp_path / "out"), expected)]
 
 
 def test_evaluate(library, tmp_path, capsys):
@@ -99,6 +103,13 @@ def test_evaluate(library, tmp_path, capsys):
     assert library.calls == [((tmp_path, tmp_path, tmp_path / "out"), {"split": "validation"})]
     row = next(line for line in capsys.readouterr().out.splitlines() if "mae_rad" in line)
     assert all(x in row for x in ("identified", "10", "0.03125", "0.03 to 0.04", "rad"))
+
+
+def test_evaluate_logs(library, tmp_path):
+    """Logs after the artefact are scored by themselves; logs and a preset's folder together are refused."""
+    assert main(["evaluate", str(tmp_path), "a.npz", "b.npz", "--out", str(tmp_path / "out"), "--resample"]) == 0
+    assert library.calls == [((tmp_path, (Path("a.npz"), Path("b.npz")), tmp_path / "out"), {"mapping": None, "resample": True})]
+    assert main(["evaluate", str(tmp_path), "a.npz", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
 
 
 def test_demo(library, tmp_path, capsys):
@@ -147,7 +158,16 @@ def test_missing_artefact(tmp_path, capsys):
 def test_unknown_preset(library, tmp_path, capsys):
     """The presets that exist are listed."""
     assert main(["calibrate", "toaster", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert one_line(capsys) == "error: unknown preset 'toaster'; expected one of servo, drive"
+    assert one_line(capsys) == "error: unknown plant 'toaster'; expected a model file such as robot.xml, or one of servo, drive"
+    assert library.calls == []
+
+
+@pytest.mark.parametrize("given", [["robot.xml"], ["robot.xml", "a.npz"], ["servo", "a.npz"]])
+def test_incomplete_plant(library, tmp_path, capsys, given):
+    """A model needs logs and free parameters, a preset a folder; it is said before anything is read."""
+    assert main(["calibrate", *given, "--out", str(tmp_path / "out")]) == 2
+    said = one_line(capsys)
+    assert "--free" in said or "--data" in said
     assert library.calls == []
 
 

@@ -71,3 +71,35 @@ def test_04_residual_learns_the_filter() -> None:
     assert as_angle["identified+residual"]["angle"] > as_angle["identified"]["angle"]
     assert modelled["identified"]["angle"] < 0.4 * as_angle["identified"]["angle"]
     assert not modelled["identified+residual"]["worth"]
+
+
+def test_06_wraps_an_environment() -> None:
+    """Through the environment's own step the mass is found, and the learned drag halves what is left."""
+    pytest.importorskip("gymnasium")
+    outcome = example("06_wrap_a_gymnasium_env")
+    assert outcome["slope"] == pytest.approx(0.15, rel=1e-6)
+    assert outcome["mass"] == pytest.approx(1.4, rel=0.05)
+    assert outcome["identified+residual"] < 0.6 * outcome["identified"] < 0.6 * outcome["nominal"]
+
+
+def test_07_wraps_a_function() -> None:
+    """A gradient through a numpy function, the mass of the load within five per cent, and a correction that takes most of the error."""
+    outcome = example("07_wrap_a_black_box")
+    assert outcome["slope"] == pytest.approx(0.02 / 2 * (1 - 0.375 * 0.02), rel=1e-6)
+    assert outcome["mass"] == pytest.approx(3.0, rel=0.05)
+    assert outcome["identified+residual"] < 0.4 * outcome["identified"] < 0.4 * outcome["nominal"]
+
+
+def test_05_wraps_an_mjcf() -> None:
+    """The payload is found within one per cent, and the written MJCF holds it."""
+    outcome = example("05_wrap_an_mjcf")
+    assert outcome["mass"] == pytest.approx(outcome["true"], rel=0.01)
+    assert outcome["written"] == outcome["mass"]
+    assert outcome["slope"] != 0
+
+
+def test_08_runs_in_the_users_loop() -> None:
+    """The plain loop with the plug-in is the calibrated model's rollout."""
+    outcome = example("08_in_the_viewer_loop", seconds=0.4)
+    assert outcome["difference"] < 1e-9
+    assert outcome["force"] > 0.1

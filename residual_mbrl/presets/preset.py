@@ -39,6 +39,7 @@ class Preset:
         refit: Whether train and validation data are joined for the final fit.
         identify: Options of identification.
         fit: Options of residual fitting.
+        usage: Arguments of ``residual-mbrl calibrate`` that give this plant and its logs; ``NAME --data FOLDER`` where empty.
     """
 
     name: str
@@ -54,3 +55,4 @@ class Preset:
     refit: bool = True
     identify: IdentifyOptions = field(default_factory=IdentifyOptions)
     fit: FitOptions = field(default_factory=FitOptions)
+    usage: str = ""
