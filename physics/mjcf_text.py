@@ -14,7 +14,7 @@ import mujoco
 import numpy as np
 
 from residual_mbrl.errors import ModelError
-from residual_mbrl.physics.mujoco_model import ModelFile, element_name
+from residual_mbrl.physics.mujoco_model import ModelFile, compile_text, element_name
 
 JOINTS = {"damping": "dof_damping", "armature": "dof_armature", "frictionloss": "dof_frictionloss"}
 INERTIAL = ("mass", "com", "pseudo_inertia")
@@ -219,10 +219,7 @@ def _compare(text: str, file: ModelFile, model: mujoco.MjModel) -> None:
     Raises:
         ModelError: naming the first field that differs.
     """
-    try:
-        again = mujoco.MjModel.from_xml_string(text, dict(file.assets))
-    except ValueError as error:
-        raise ModelError(f"{file.name}: with the identified values it does not compile: {error}") from error
+    again = compile_text(text, file.assets, f"{file.name}, with the identified values").model
     fields: list[tuple[str, Callable[[mujoco.MjModel], object]]] = [
         (n, lambda m, n=n: getattr(m, n)) for n in (  # type: ignore[misc]
             "body_mass", "body_ipos", "body_inertia", "dof_damping", "dof_armature", "dof_frictionloss", "jnt_stiffness", "qpos_spring",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -272,24 +273,47 @@ def _like(gradient: Array, x: Tensor, batch: torch.Size, *, vector: bool) -> Ten
 
 
 def _to_tangent(space: StateSpace, state: Array, cotangent: Array) -> Array:
-    """Return ``(d (x ⊞ d) / d d)ᵀ g`` at d = 0, shape [N, ndx]."""
+    """Return ``(d (x ⊞ d) / d d)ᵀ g`` at d = 0, shape [N, ndx]: for a quaternion q half of the vector part of q* ⊗ g."""
     if not space.quaternions:
         return cotangent
-    zero = torch.zeros(len(state), space.ndx, dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():
-        moved = space.integrate(torch.from_numpy(state), zero)
-    return _numpy(torch.autograd.grad(moved, zero, torch.from_numpy(cotangent))[0])
+    kept, tangent, turning = _places(space)
+    gradient = np.empty((len(state), space.ndx))
+    gradient[:, tangent] = cotangent[:, kept]
+    for q0, v0 in turning:
+        w, x, y, z = state[:, q0 : q0 + 4].T
+        a, b, c, d = 0.5 * cotangent[:, q0 : q0 + 4].T
+        gradient[:, v0 : v0 + 3] = np.stack([w * b - x * a - y * d + z * c, w * c + x * d - y * a - z * b,
+                                             w * d - x * c + y * b - z * a], 1)
+    return gradient
 
 
 def _to_ambient(space: StateSpace, state: Array, gradient: Array) -> Array:
-    """Return ``(d (x ⊖ x0) / d x)ᵀ μ`` at x = x0, shape [N, nx]."""
+    """Return ``(d (x ⊖ x0) / d x)ᵀ μ`` at x = x0, shape [N, nx]: for a unit quaternion q twice q ⊗ (0, μ)."""
     if not space.quaternions:
         return gradient
-    fixed = torch.from_numpy(state)
-    x = fixed.clone().requires_grad_()
-    with torch.enable_grad():
-        tangent = space.difference(x, fixed)
-    return _numpy(torch.autograd.grad(tangent, x, torch.from_numpy(gradient))[0])
+    kept, tangent, turning = _places(space)
+    ambient = np.empty((len(state), space.nx))
+    ambient[:, kept] = gradient[:, tangent]
+    for q0, v0 in turning:
+        w, x, y, z = state[:, q0 : q0 + 4].T
+        a, b, c = 2.0 * gradient[:, v0 : v0 + 3].T
+        ambient[:, q0 : q0 + 4] = np.stack([-x * a - y * b - z * c, w * a + y * c - z * b, w * b + z * a - x * c, w * c + x * b - y * a], 1)
+    return ambient
+
+
+@cache
+def _layout(nq: int, nv: int, na: int, quaternions: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the places, in state and tangent, of all entries that are no quaternion's, one for one."""
+    turned_q = {i for q0, _ in quaternions for i in range(q0, q0 + 4)}
+    turned_v = {i for _, v0 in quaternions for i in range(v0, v0 + 3)}
+    rest = nv + na
+    kept = [*(i for i in range(nq) if i not in turned_q), *range(nq, nq + rest)]
+    tangent = [*(i for i in range(nv) if i not in turned_v), *range(nv, nv + rest)]
+    return np.array(kept), np.array(tangent)
+
+
+def _places(space: StateSpace) -> tuple[NDArray[np.intp], NDArray[np.intp], tuple[tuple[int, int], ...]]:
+    return *_layout(space.nq, space.nv, space.na, space.quaternions), space.quaternions
 
 
 def _difference(space: StateSpace, state: Array, reference: Array) -> Array:

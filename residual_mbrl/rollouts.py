@@ -76,25 +76,20 @@ def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon
     Returns:
         A, shape [*batch, H, ndx, ndx], and B, shape [*batch, H, ndx, nu].
     """
-    x = states[..., :-1, :].detach()
-    p = {n: v.unsqueeze(-1) if v.ndim else v for n, v in dynamics.resolve(parameters, x).items()}
-    space = dynamics.space
-    after = dynamics.step(x, actions, p).detach()
-    dynamics = make_differentiable(dynamics, x, actions.detach(), p)
+    # all directions in one call: a batch dimension before the horizon's, as ensembles have theirs first
+    x, u = states[..., :-1, :].detach().unsqueeze(-3), actions.unsqueeze(-3)
+    p = {n: v.unsqueeze(-1).unsqueeze(-1) if v.ndim else v for n, v in dynamics.resolve(parameters, x).items()}
+    space, nu = dynamics.space, actions.shape[-1]
+    after = dynamics.step(x, u, p).detach()
+    dynamics = make_differentiable(dynamics, x, u.detach(), p)
 
     def moved(dx: Tensor, du: Tensor) -> Tensor:
-        return space.difference(dynamics.step(space.integrate(x, dx), actions + du, p), after)
+        return space.difference(dynamics.step(space.integrate(x, dx), u + du, p), after)
 
-    zero_x, zero_u = x.new_zeros(*x.shape[:-1], space.ndx), torch.zeros_like(actions)
-    columns = []
-    for i in range(space.ndx + actions.shape[-1]):
-        dx, du = torch.zeros_like(zero_x), torch.zeros_like(zero_u)
-        if i < space.ndx:
-            dx[..., i] = 1
-        else:
-            du[..., i - space.ndx] = 1
-        columns.append(torch.func.jvp(moved, (zero_x, zero_u), (dx, du))[1])
-    jacobian = torch.stack(columns, -1)
+    directions = torch.eye(space.ndx + nu, dtype=x.dtype, device=x.device).unsqueeze(-2)
+    basis = directions.expand(*after.shape[:-3], space.ndx + nu, *after.shape[-2:-1], space.ndx + nu)
+    tangents = (basis[..., : space.ndx].contiguous(), basis[..., space.ndx :].contiguous())
+    jacobian = torch.func.jvp(moved, tuple(torch.zeros_like(t) for t in tangents), tangents)[1].movedim(-3, -1)
     return Linearisation(jacobian[..., : space.ndx], jacobian[..., space.ndx :])
 
 
