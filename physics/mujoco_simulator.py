@@ -100,6 +100,11 @@ class MujocoSimulator(Baseline):
         return {self.space.action[int(m.actuator_ctrladr[i])]: element_name(m, "joint", int(m.actuator_trnid[i, 0]))
                 for i in range(m.nu) if int(m.actuator_trntype[i]) in joint}
 
+    @property
+    def velocity_lag(self) -> float:
+        """Time [s] by which velocities are behind the slope of positions: Euler's are half an engine step, Runge-Kutta's are not."""
+        return 0.0 if int(self.model.opt.integrator) == int(mujoco.mjtIntegrator.mjINT_RK4) else 0.5 * float(self.model.opt.timestep)
+
     def typical_forces(self) -> Array:
         """Return the force that each degree of freedom typically needs [N or N·m], shape [nv].
 

@@ -36,6 +36,7 @@ class Setup:
         ranges: Range of joints and commands, by entry.
         dt: Seconds per step of the model.
         resample: Interpolate measurements that were recorded at another rate.
+        velocity_lag: Time [s] by which the model's velocities are behind the slope of its positions.
     """
 
     space: StateSpace
@@ -44,6 +45,7 @@ class Setup:
     ranges: Mapping[str, tuple[float, float]]
     dt: float
     resample: bool
+    velocity_lag: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

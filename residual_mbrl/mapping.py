@@ -18,6 +18,7 @@ from residual_mbrl.errors import LogError
 from residual_mbrl.log_conversion import Converted, Piece, Setup, convert
 from residual_mbrl.log_delays import Delays, column_delays, command_delays
 from residual_mbrl.sensors import Column, Sensor
+from residual_mbrl.signal_estimates import estimate_slope
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.state_layout import Section, degrees_of_freedom, names_of
 from residual_mbrl.trajectories import Trajectory
@@ -27,7 +28,6 @@ FloatArray = NDArray[np.float64]
 _ENOUGH_ROWS = 20_000
 """Rows in which delays are sought: from the middle of the longest stretch of log."""
 
-_SLOPE_ROWS = 3
 """Samples to either side of one, over which the velocity of a free body is taken where it was not recorded."""
 
 
@@ -62,7 +62,7 @@ class _Logs:
 
 def prepare(recordings: Sequence[Recording], space: StateSpace, mapping: ColumnMap | None = None, *, dt: float,
             ranges: Mapping[str, tuple[float, float]] | None = None, drives: Mapping[str, str] | None = None,
-            resample: bool = False) -> Prepared:
+            resample: bool = False, velocity_lag: float = 0.0) -> Prepared:
     """Find the columns of a model's state and commands, convert them, check them and put them on its time grid.
 
     What a log does not say is not guessed: a column is taken by its name only where no other fits, and units, signs and rates
@@ -76,6 +76,8 @@ def prepare(recordings: Sequence[Recording], space: StateSpace, mapping: ColumnM
         ranges: Range of joints and commands in the model's unit, by state or action entry.
         drives: For an actuator, the joint that it drives.
         resample: Interpolate measurements that were recorded at another rate.
+        velocity_lag: Time [s] by which the model's velocities are behind the slope of its positions; half a step where the new
+            velocity moves the positions (semi-implicit Euler).
 
     Raises:
         LogError: naming log and column, what was found, and what to state in the mapping.
@@ -85,7 +87,8 @@ def prepare(recordings: Sequence[Recording], space: StateSpace, mapping: ColumnM
     stated = mapping or ColumnMap()
     matches = [match_columns(r, space, stated, drives) for r in recordings]
     measured, notes = _shared(matches, space)
-    setup = Setup(space=space, mapping=stated, measured=measured, ranges=ranges or {}, dt=dt, resample=resample)
+    setup = Setup(space=space, mapping=stated, measured=measured, ranges=ranges or {}, dt=dt, resample=resample,
+                  velocity_lag=velocity_lag)
     converted = [convert(r, m.entries, setup) for r, m in zip(recordings, matches, strict=True)]
     logs = _Logs(setup=setup, matches=matches, converted=converted, notes=notes)
     delays = _delays(logs, drives or {})
@@ -147,26 +150,16 @@ def _effects(delays: Delays, name: str) -> tuple[Delay, ...]:
 
 
 def _filled(setup: Setup) -> list[str]:
-    """Entries without a column for which a sensor needs one: activations, and velocities of models with quaternions.
-
-    Velocities of other models are taken by the sensor itself, from the slope of positions at the start of a window.
-    """
-    velocities = setup.space.velocity if setup.space.quaternions else ()
-    return [n for n in (*velocities, *setup.space.activation) if n not in setup.measured]
+    """Velocities and activations without a column of their own."""
+    return [n for n in (*setup.space.velocity, *setup.space.activation) if n not in setup.measured]
 
 
 def _filling(name: str, piece: Piece, setup: Setup) -> FloatArray:
     """Values for an entry without a column: the slope of a path, the command that an activation is in balance with, or zero."""
-    if name not in setup.space.velocity:
-        command = _command_of(name, setup.space)
-        return np.zeros(len(piece.path)) if command is None else piece.table.commands[:, setup.space.action.index(command)]
-    path = piece.path[:, setup.space.velocity.index(name)]
-    good = np.flatnonzero(np.isfinite(path))
-    before = good[np.maximum(np.arange(len(good)) - _SLOPE_ROWS, 0)]
-    after = good[np.minimum(np.arange(len(good)) + _SLOPE_ROWS, len(good) - 1)]
-    slope = np.full(len(path), np.nan)
-    slope[good] = (path[after] - path[before]) / (setup.dt * (after - before))
-    return slope
+    if name in setup.space.velocity:
+        return estimate_slope(piece.path[:, setup.space.velocity.index(name)], setup.dt, setup.velocity_lag)
+    command = _command_of(name, setup.space)
+    return np.zeros(len(piece.path)) if command is None else piece.table.commands[:, setup.space.action.index(command)]
 
 
 def _command_of(activation: str, space: StateSpace) -> str | None:

@@ -30,6 +30,10 @@ _WIDTHS = (1, 3, 7, 15, 31, 63)
 """Rows over which signals are averaged before a delay is sought."""
 
 
+SLOPE_ROWS = 11
+"""Rows from which a velocity without a column is estimated."""
+
+
 class Lag(NamedTuple):
     """How late one signal follows another."""
 
@@ -64,6 +68,30 @@ def estimate_noise(values: FloatArray) -> float:
     step = float(np.abs(changes[changes != 0]).min())
     rounding = step / np.sqrt(12) if values_in_all < 0.5 else 0.0
     return max(min(found, default=0.0), rounding, _SMALLEST_NOISE * span)
+
+
+def estimate_slope(path: FloatArray, dt: float, lag: float = 0.0) -> FloatArray:
+    """Return the derivative of a path on the grid, from a cubic through the ``SLOPE_ROWS`` rows around each, shape [T].
+
+    A Savitzky-Golay filter that reads the cubic ``lag`` seconds before the row, and near an end off its middle. Rows around which a
+    sample is missing take the slope between the nearest ones that are there.
+
+    Args:
+        path: Shape [T]; NaN where nothing was recorded.
+        dt: Seconds per row.
+        lag: How long before a row its slope is wanted [s], below dt.
+    """
+    rows, count = np.arange(len(path)), min(SLOPE_ROWS, len(path))
+    first = np.clip(rows - count // 2, 0, len(path) - count)
+    place = rows - first
+    powers = np.arange(count)[:, None] - (np.arange(count) - lag / dt)[:, None, None]  # [place, row, 1]
+    weights = np.linalg.pinv(powers ** np.arange(min(4, count)))[:, min(1, count - 1)] / dt
+    slope: FloatArray = (weights[place] * path[first[:, None] + np.arange(count)]).sum(1)
+    good, missing = np.flatnonzero(np.isfinite(path)), ~np.isfinite(slope)
+    if missing.any() and len(good) > 1:
+        chord = np.gradient(path[good], dt * good)
+        slope[missing] = np.interp(rows[missing], good, chord)
+    return slope
 
 
 def velocity_lag(position: FloatArray, velocity: FloatArray, dt: float) -> Lag | None:

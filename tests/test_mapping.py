@@ -16,6 +16,7 @@ from residual_mbrl.errors import LogError
 from residual_mbrl.mapping import prepare
 from residual_mbrl.sensors import Sensor
 from residual_mbrl.signal_estimates import estimate_noise
+from residual_mbrl.signal_estimates import estimate_slope
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.state_layout import entry_groups
 from residual_mbrl.units import factor
@@ -486,7 +487,7 @@ def test_velocities_that_some_logs_lack_are_not_used(log):
     """All logs get the same columns, and the user is told."""
     short = {n: x for n, x in vectors(log).items() if not n.startswith("dq")}
     p = prepared([record(vectors(log), log["t"], name="a"), record(short, log["t"], name="b")])
-    assert [c.name for c in p.sensor.columns] == list(JOINTS)
+    assert [c.name for c in p.sensor.columns if np.isfinite(c.noise)] == list(JOINTS)
     assert "shoulder.vel is in 1 of 2 logs: not used" in p.report.warnings
 
 
@@ -587,3 +588,20 @@ def test_no_recordings_is_an_error():
     """Nothing to prepare is said so."""
     with pytest.raises(LogError, match="no logs"):
         prepare([], SPACE, dt=DT)
+
+
+@pytest.mark.parametrize("lag", [0.0, 0.5])
+def test_slopes_of_a_path(lag):
+    """The slope of a cubic is exact in the middle and at both ends, a part of a row early where that is asked for."""
+    time = 0.01 * np.arange(40)
+    slope = estimate_slope(2 * time - 3 * time**2 + 5 * time**3, 0.01, lag * 0.01)
+    at = time - lag * 0.01
+    assert np.allclose(slope, 2 - 6 * at + 15 * at**2, atol=1e-9)
+
+
+def test_slopes_where_samples_are_missing():
+    """Gaps, and logs of a few rows, still have a slope everywhere."""
+    path = 3.0 * 0.01 * np.arange(60)
+    path[20:23] = np.nan
+    assert np.allclose(estimate_slope(path, 0.01), 3.0, atol=1e-9)
+    assert np.allclose(estimate_slope(path[:2], 0.01), 3.0)

@@ -46,7 +46,7 @@ def read_logs(simulator: MujocoSimulator, logs: Sequence[Path], mapping: ColumnM
     clock = (mapping or ColumnMap()).clock
     recordings = read_recordings(logs, time=clock.time, time_unit=clock.unit, rate=clock.rate)
     return prepare(recordings, simulator.space, mapping, dt=simulator.dt, ranges=simulator.ranges, drives=simulator.drives,
-                   resample=resample)
+                   resample=resample, velocity_lag=simulator.velocity_lag)
 
 
 def simulator_preset(simulator: MujocoSimulator, prepared: Prepared, files: Sequence[Path], *, horizon: float = HORIZON,
