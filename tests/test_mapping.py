@@ -15,8 +15,7 @@ from residual_mbrl.effects import Delay
 from residual_mbrl.errors import LogError
 from residual_mbrl.mapping import prepare
 from residual_mbrl.sensors import Sensor
-from residual_mbrl.signal_estimates import estimate_noise
-from residual_mbrl.signal_estimates import estimate_slope
+from residual_mbrl.signal_estimates import estimate_noise, estimate_slope
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.state_layout import entry_groups
 from residual_mbrl.units import factor
