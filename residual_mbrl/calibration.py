@@ -162,7 +162,7 @@ def evaluate_logs(artifact_folder: Path, logs: Sequence[Path], out: Path, *, map
         tomllib.loads(calibration.mapping), simulator.space, f"mapping of {artifact_folder}")
     prepared = read_logs(simulator, logs, columns, resample=resample)
     windows = cut_windows(prepared.trajectories, calibration.dt, horizon=window_steps(prepared, simulator.dt, horizon))
-    return _write_evaluation(calibration, windows, out, title=f"{calibration.preset}: {len(logs)} logs", split="logs", protocol=(),
+    return _write_evaluation(calibration, windows, out, title=f"{calibration.preset}: {len(logs)} log(s)", split="given", protocol=(),
                              data={f.name: files.sha256(f) for f in logs if f.is_file()}, begun=begun,
                              command=f"residual-mbrl evaluate {artifact_folder.name} LOGS --out OUT")
 

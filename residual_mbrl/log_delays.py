@@ -26,6 +26,9 @@ _SMALLEST_OF_COLUMN = 0.75
 _CERTAIN = 3.0
 """Standard deviations by which a delay must exceed zero."""
 
+_ALIKE = 0.25
+"""Part of a delay by which the halves of a log may differ from the whole, where that is more than a row."""
+
 _LEAST_VELOCITY_CORRELATION = 0.5
 
 
@@ -73,12 +76,21 @@ def command_delays(names: Sequence[str], joints: Sequence[str], path: FloatArray
         acceleration[1:-1] = (q[2:] - 2 * q[1:-1] + q[:-2]) / step**2
     else:
         acceleration[:-1] = np.diff(v, axis=0) / step
-    lags = response_lags(np.concatenate([q, v], 1), acceleration, held, step)
+    states, half = np.concatenate([q, v], 1), len(q) // 2
+    whole, *halves = (response_lags(states[rows], acceleration[rows], held[rows], step) for rows in
+                      (slice(None), slice(None, half), slice(half, None)))
+    lags = [[lag if lag is not None and all(_agrees(h[i][j], lag, step) for h in halves) else None for j, lag in enumerate(row)]
+            for i, row in enumerate(whole)]
     # a second difference is centred on its row, half a step before the middle of the command held from there
     shift = 0.5 * step if velocities is None else 0.0
     shifted = [[None if lag is None or drives.get(name, joint) != joint else lag._replace(seconds=lag.seconds - shift)
                 for joint, lag in zip(joints, row, strict=True)] for name, row in zip(names, lags, strict=True)]
     return _judged(shifted, names, joints, step, entries)
+
+
+def _agrees(part: Lag | None, whole: Lag, dt: float) -> bool:
+    """Tell whether a part of a log shows the delay of the whole: slow commands go along with many things, but not twice alike."""
+    return part is not None and abs(part.seconds - whole.seconds) <= max(dt, _ALIKE * abs(whole.seconds))
 
 
 def _judged(lags: Sequence[Sequence[Lag | None]], names: Sequence[str], joints: Sequence[str], dt: float,
@@ -106,6 +118,8 @@ def _judged(lags: Sequence[Sequence[Lag | None]], names: Sequence[str], joints: 
             effects[name] = effect
         if isinstance(entry.delay, float):
             found[name] = f"{1e3 * entry.delay:.3g} ms, stated" + ("" if lag is None else f" (seen: {found[name]})")
+    if names and not effects and all(entries.get(n, Entry()).delay is None for n in names):
+        warnings.append("no command shows a delay: none is estimated, unless the mapping bounds one, such as delay = [0.0, 0.05]")
     return Delays(effects=effects, found=found, warnings=warnings)
 
 

@@ -53,7 +53,7 @@ def simulator_preset(simulator: MujocoSimulator, prepared: Prepared, files: Sequ
                      identify: IdentifyOptions | None = None, fit: FitOptions | None = None) -> Preset:
     """Put a model and its logs together.
 
-    The last quarter of the logs (of the windows, where there is one log) is held out to choose the residual; no part of them
+    The last quarter of the logs (the last fifth of the windows, where there is one log) is held out to choose the residual; no part of them
     is a test set.
 
     Args:
