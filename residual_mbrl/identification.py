@@ -27,6 +27,12 @@ from residual_mbrl.windows import Windows
 Array = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
+FALLING = 0.99
+"""Share of the cost at the last Jacobian below which the cost falls fast enough for one-sided differences to do."""
+
+ROUGH = 1e-3
+"""Relative fall of the cost at which a search ends that only prepares the next one, over a longer horizon."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdentifyOptions:
@@ -137,7 +143,7 @@ def identify(dynamics: ResidualDynamics, sensor: Sensor, windows: Windows, optio
         for j, stage in enumerate(stages):
             if progress is not None:
                 progress(f"refining start {state.stage + 1} of {len(starts)}", (state.stage + j / len(stages)) / len(starts))
-            solved = refine(stage, z, options)
+            solved = refine(stage, z, options, final=stage is problem)
             z, evaluations = solved.x, evaluations + solved.nfev + solved.njev
         entry = Round(horizon=windows.horizon, train=solved.cost, validation=solved.cost, seconds=clock.monotonic() - tick)
         log.info("start %d: cost %.6g after %d evaluations", state.stage, solved.cost, solved.nfev)
@@ -153,11 +159,45 @@ def identify(dynamics: ResidualDynamics, sensor: Sensor, windows: Windows, optio
                           evaluations=int(evaluations), seconds=clock.monotonic() - begun, z=state.best)
 
 
-def refine(problem: SimulationError, z: Array, options: IdentifyOptions) -> OptimizeResult:
-    """Run scipy's trust-region least squares from z; return its result (x, cost, jac, status, nfev)."""
-    return least_squares(problem, problem.inside(z), jac=problem.jacobian, bounds=problem.bounds(),
-                         loss=robust.scipy_loss(options.loss, problem.rows()), f_scale=options.f_scale, x_scale=1.0,
-                         max_nfev=options.iterations, ftol=1e-7, xtol=1e-6, gtol=1e-8)
+def refine(problem: SimulationError, z: Array, options: IdentifyOptions, *, final: bool = True) -> OptimizeResult:
+    """Run scipy's trust-region least squares from z; return its result (x, cost, jac, status, nfev).
+
+    Args:
+        problem: What to minimise.
+        z: Start.
+        options: How to search.
+        final: Whether the result counts; a search that only prepares the next one ends earlier.
+    """
+    ftol = 1e-7 if final else ROUGH
+    search = _Search(problem, options, ftol)
+    return least_squares(search, problem.inside(z), jac=search.jacobian, bounds=problem.bounds(), loss=search.loss,
+                         f_scale=options.f_scale, x_scale=1.0, max_nfev=options.iterations, ftol=ftol, xtol=1e-6, gtol=1e-8)
+
+
+class _Search:
+    """A problem as a search sees it.
+
+    While the cost falls fast, one-sided differences point well enough, for half the work; central ones start and finish.
+    """
+
+    def __init__(self, problem: SimulationError, options: IdentifyOptions, ftol: float) -> None:
+        self._problem, self._f_scale, self._ftol = problem, options.f_scale, ftol
+        self.loss = robust.scipy_loss(options.loss, problem.rows())
+        self._cost: float | None = None
+        self._at, self._errors, self._last = (np.empty(0),) * 3
+
+    def __call__(self, z: Array) -> Array:
+        self._at, self._errors = z.copy(), self._problem(z)
+        return self._errors
+
+    def jacobian(self, z: Array) -> Array:
+        """Return the Jacobian at z, where the search looked last."""
+        before, self._cost = self._cost, float(self.loss((self._errors / self._f_scale) ** 2)[0].sum())
+        if before is not None and 0 <= before - self._cost < self._ftol * before:
+            return self._last  # the search ends here, but asks first
+        falling = before is not None and self._cost < FALLING * before and np.array_equal(z, self._at)
+        self._last = self._problem.jacobian(z, self._errors if falling else None)
+        return self._last
 
 
 def _screen(problem: SimulationError, options: IdentifyOptions) -> list[Array]:
