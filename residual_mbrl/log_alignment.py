@@ -183,7 +183,8 @@ def _off_grid(where: str, series: Series, clock: Clock, dt: float, row: int) -> 
         return (f"{said}, but its stamps vary by {1e3 * clock.jitter:.3g} ms and sample {row} at {series.time[row]:.6g} s lies off the "
                 "grid: --resample interpolates between samples")
     return (f"{said}: sample {row} at {series.time[row]:.6g} s lies off the grid; set the model's time step to the log's rate "
-            f"({clock.interval:.6g} s, or a whole fraction of it with --dt {clock.interval:.6g}), or --resample to interpolate between samples")
+            f"({clock.interval:.6g} s, or a whole fraction of it with --dt {clock.interval:.6g}), or --resample to interpolate between "
+            "samples")
 
 
 def _interpolated(where: str, series: Series, grid: FloatArray, dt: float) -> FloatArray:

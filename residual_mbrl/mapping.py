@@ -18,7 +18,7 @@ from residual_mbrl.errors import LogError
 from residual_mbrl.log_conversion import Converted, Piece, Setup, convert
 from residual_mbrl.log_delays import Delays, column_delays, command_delays
 from residual_mbrl.sensors import Column, Sensor
-from residual_mbrl.signal_estimates import estimate_slope
+from residual_mbrl.signal_estimates import choose_window, fit_locally
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.state_layout import Section, degrees_of_freedom, names_of
 from residual_mbrl.trajectories import Trajectory
@@ -157,7 +157,8 @@ def _filled(setup: Setup) -> list[str]:
 def _filling(name: str, piece: Piece, setup: Setup) -> FloatArray:
     """Values for an entry without a column: the slope of a path, the command that an activation is in balance with, or zero."""
     if name in setup.space.velocity:
-        return estimate_slope(piece.path[:, setup.space.velocity.index(name)], setup.dt, setup.velocity_lag)
+        path = piece.path[:, setup.space.velocity.index(name)]
+        return fit_locally(path, setup.dt, order=1, lag=setup.velocity_lag, window=choose_window(path, setup.dt))
     command = _command_of(name, setup.space)
     return np.zeros(len(piece.path)) if command is None else piece.table.commands[:, setup.space.action.index(command)]
 
@@ -170,7 +171,7 @@ def _command_of(activation: str, space: StateSpace) -> str | None:
 
 def _trajectory(recording: Recording, k: int, piece: Piece, sensor: Sensor, setup: Setup) -> Trajectory:
     table, names = piece.table, tuple(c.name for c in sensor.columns)
-    values = np.column_stack([table.measurements, *(_filling(n, piece, setup) for n in names[table.measurements.shape[1] :])])
+    values = np.column_stack([table.measurements, *(_filling(n, piece, setup) for n in _filled(setup))])
     units = {n: setup.space.unit(n) for n in (*names, *setup.space.action)}
     return Trajectory(name=recording.name + (f"#{k + 1}" if k else ""), command_time=table.time, commands=table.commands,
                       command_names=setup.space.action, measurement_time=table.time, measurements=values, measurement_names=names,

@@ -30,8 +30,11 @@ _WIDTHS = (1, 3, 7, 15, 31, 63)
 """Rows over which signals are averaged before a delay is sought."""
 
 
-SLOPE_ROWS = 11
-"""Rows from which a velocity without a column is estimated."""
+FIT_ROWS = 11
+"""Rows of a local cubic."""
+FIT_WINDOWS = (5, 7, 9, 11, 15, 21, 31)
+_MOTION_LEFT = 1.15
+"""Ratio to the noise alone beyond which what a local cubic leaves is taken to hold motion."""
 
 
 class Lag(NamedTuple):
@@ -70,28 +73,48 @@ def estimate_noise(values: FloatArray) -> float:
     return max(min(found, default=0.0), rounding, _SMALLEST_NOISE * span)
 
 
-def estimate_slope(path: FloatArray, dt: float, lag: float = 0.0) -> FloatArray:
-    """Return the derivative of a path on the grid, from a cubic through the ``SLOPE_ROWS`` rows around each, shape [T].
+def fit_locally(path: FloatArray, dt: float, *, order: int, lag: float = 0.0, window: int = FIT_ROWS) -> FloatArray:
+    """Return a derivative of a path on the grid, from a cubic through the rows around each, shape [T].
 
     A Savitzky-Golay filter that reads the cubic ``lag`` seconds before the row, and near an end off its middle. Rows around which a
-    sample is missing take the slope between the nearest ones that are there.
+    sample is missing take what lies between the nearest ones that are there.
 
     Args:
         path: Shape [T]; NaN where nothing was recorded.
         dt: Seconds per row.
-        lag: How long before a row its slope is wanted [s], below dt.
+        order: 0 for the path itself, smoothed; 1 for its slope.
+        lag: How long before a row it is wanted [s], below dt. Half a step of a semi-implicit integrator, whose velocity is
+            ``(q[t] - q[t-1]) / dt``: the slope at the row itself would be off by what passes for friction and delay.
+        window: Rows of one cubic.
     """
-    rows, count = np.arange(len(path)), min(SLOPE_ROWS, len(path))
+    rows, count = np.arange(len(path)), min(window, len(path))
     first = np.clip(rows - count // 2, 0, len(path) - count)
     place = rows - first
     powers = np.arange(count)[:, None] - (np.arange(count) - lag / dt)[:, None, None]  # [place, row, 1]
-    weights = np.linalg.pinv(powers ** np.arange(min(4, count)))[:, min(1, count - 1)] / dt
-    slope: FloatArray = (weights[place] * path[first[:, None] + np.arange(count)]).sum(1)
-    good, missing = np.flatnonzero(np.isfinite(path)), ~np.isfinite(slope)
+    weights = np.linalg.pinv(powers ** np.arange(min(4, count)))[:, min(order, count - 1)] / dt**order
+    found: FloatArray = (weights[place] * path[first[:, None] + np.arange(count)]).sum(1)
+    good, missing = np.flatnonzero(np.isfinite(path)), ~np.isfinite(found)
     if missing.any() and len(good) > 1:
-        chord = np.gradient(path[good], dt * good)
-        slope[missing] = np.interp(rows[missing], good, chord)
-    return slope
+        coarse = np.gradient(path[good], dt * good) if order else path[good]
+        found[missing] = np.interp(rows[missing], good, coarse)
+    return found
+
+
+def choose_window(path: FloatArray, dt: float) -> int:
+    """Return the longest window of ``fit_locally`` whose cubics leave of a path no more than its noise.
+
+    Args:
+        path: Shape [T]; NaN where nothing was recorded.
+        dt: Seconds per row.
+    """
+    noise, best = estimate_noise(path), FIT_WINDOWS[0]
+    for window in FIT_WINDOWS:
+        left = path - fit_locally(path, dt, order=0, window=window)
+        own = np.linalg.pinv((np.arange(window)[:, None] - window // 2) ** np.arange(4.0))[0, window // 2]  # weight of a row's own sample
+        if 2 * window > len(path) or not np.nanstd(left) <= _MOTION_LEFT * noise * np.sqrt(1 - own):
+            break
+        best = window
+    return best
 
 
 def velocity_lag(position: FloatArray, velocity: FloatArray, dt: float) -> Lag | None:

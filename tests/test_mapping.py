@@ -15,7 +15,7 @@ from residual_mbrl.effects import Delay
 from residual_mbrl.errors import LogError
 from residual_mbrl.mapping import prepare
 from residual_mbrl.sensors import Sensor
-from residual_mbrl.signal_estimates import estimate_noise, estimate_slope
+from residual_mbrl.signal_estimates import estimate_noise, fit_locally
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.state_layout import entry_groups
 from residual_mbrl.units import factor
@@ -593,7 +593,7 @@ def test_no_recordings_is_an_error():
 def test_slopes_of_a_path(lag):
     """The slope of a cubic is exact in the middle and at both ends, a part of a row early where that is asked for."""
     time = 0.01 * np.arange(40)
-    slope = estimate_slope(2 * time - 3 * time**2 + 5 * time**3, 0.01, lag * 0.01)
+    slope = fit_locally(2 * time - 3 * time**2 + 5 * time**3, 0.01, order=1, lag=lag * 0.01)
     at = time - lag * 0.01
     assert np.allclose(slope, 2 - 6 * at + 15 * at**2, atol=1e-9)
 
@@ -602,5 +602,5 @@ def test_slopes_where_samples_are_missing():
     """Gaps, and logs of a few rows, still have a slope everywhere."""
     path = 3.0 * 0.01 * np.arange(60)
     path[20:23] = np.nan
-    assert np.allclose(estimate_slope(path, 0.01), 3.0, atol=1e-9)
-    assert np.allclose(estimate_slope(path[:2], 0.01), 3.0)
+    assert np.allclose(fit_locally(path, 0.01, order=1), 3.0, atol=1e-9)
+    assert np.allclose(fit_locally(path[:2], 0.01, order=1), 3.0)

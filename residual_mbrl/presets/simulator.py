@@ -23,7 +23,7 @@ from residual_mbrl.presets.preset import Candidates, Preset
 from residual_mbrl.residuals import Conservative, Dissipative, DryFriction, Feature
 from residual_mbrl.trajectories import Trajectory
 
-HORIZON = 0.2
+HORIZON = 0.5
 """Length of training windows [s]."""
 T = TypeVar("T")
 
