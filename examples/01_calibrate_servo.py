@@ -14,9 +14,9 @@ import tyro
 
 from residual_mbrl.artifact import METRICS, read_metrics
 from residual_mbrl.calibration import calibrate
-from residual_mbrl.demo import DEMO, simulate_logs
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.presets import PRESETS, Preset
+from residual_mbrl.simulated_servo import SIMULATED_SERVO, simulate_logs
 
 
 def run(preset: Preset, data: Path, out: Path, *, residual: bool = True) -> dict[str, float]:
@@ -45,7 +45,7 @@ def main(data: Path | None = None, out: Path = Path("servo_calibration"), quick:
         if data is None and root and not quick:
             data = Path(root) / "bam_xl330"
         elif data is None:
-            data, preset = Path(simulated), DEMO
+            data, preset = Path(simulated), SIMULATED_SERVO
             simulate_logs(data)
         if quick:
             preset = replace(preset, identify=IdentifyOptions(candidates=4, starts=1, iterations=3, every=4))

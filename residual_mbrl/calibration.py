@@ -87,12 +87,15 @@ def calibrate(preset: Preset, data: Path, out: Path, *, free: Sequence[str] | No
         work.mkdir(parents=True, exist_ok=True)
         selection = select(recipe, folds, work, _Share(progress, 0.0, 0.7), workers) if residual else None
         final = everything if preset.refit else train
-        found = recipe.identified(final, work / "identify.npz", _Share(progress, 0.7, 0.8))
+        # where the only fold has the same windows, its checkpoints hold the same fits: they are not made twice
+        once = "fold0_" if len(folds) == 1 and final is folds[0].train else ""
+        found = recipe.identified(final, work / f"{once}identify.npz", _Share(progress, 0.7, 0.8))
         model, points = recipe.model(found), []
         if selection is not None:
             chosen = recipe.candidates[selection.chosen]
-            model = recipe.corrected(model, chosen, final, work / "residual.npz", _Share(progress, 0.8, 0.9))
-            points = data_curve(recipe, folds[0], selection, _Share(progress, 0.9, 1.0))
+            place = f"candidate{list(recipe.candidates).index(selection.chosen)}" if once else "residual"
+            model = recipe.corrected(model, chosen, final, work / f"{once}{place}.npz", _Share(progress, 0.8, 0.9))
+            points = data_curve(recipe, folds[0], selection, work, _Share(progress, 0.9, 1.0))
         check = recover(found, recipe.sensor, final, recipe.identify, seed)
         calibration = Calibration(model=model, identified=recipe.model(found), estimates=estimate_table(found.estimates),
                                   unidentifiable=found.unidentifiable, data=logs.hashes(), preset=preset.name, seeds={"calibrate": seed},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,6 +64,8 @@ def make_report(g: Gathered) -> ReportInput:
     verdict = is_residual_worth_it(evaluations[0], reference="nominal" if g.selection is None else None,
                                    corrected="identified" if g.selection is None else "identified+residual")
     figures = dict(learned_friction(g.calibration.model, g.windows))
+    if g.preset.figures is not None:
+        figures |= g.preset.figures(g.calibration)
     if g.points:
         axis = f"held-out error of {fitted.columns[0]} [{fitted.units[0]}]"
         figures["error_over_data"] = (error_over_data(g.points, amount="training data [s]", error=axis),
@@ -86,9 +89,18 @@ def models_of(calibration: Calibration) -> dict[str, Model]:
     return {"nominal": nominal, "identified": calibration.identified, "identified+residual": calibration.model}
 
 
-def data_curve(recipe: Recipe, fold: Fold, selection: Selection, tell: Tell) -> list[DataPoint]:
-    """Return the held-out error of identified and identified+residual over the amount of training data [s]."""
+def data_curve(recipe: Recipe, fold: Fold, selection: Selection, work: Path, tell: Tell) -> list[DataPoint]:
+    """Return the held-out error of identified and identified+residual over the amount of training data [s].
+
+    Args:
+        recipe: What is fitted.
+        fold: The first fold.
+        selection: The choice of the residual.
+        work: Folder of its checkpoints: with all the data the first fold's fits are these, where as many starts were searched.
+        tell: Called with a phrase and the fraction done.
+    """
     cheap = replace(recipe, identify=replace(recipe.identify, candidates=min(64, recipe.identify.candidates), starts=1))
+    place = list(recipe.candidates).index(selection.chosen)
     column = int(np.flatnonzero(np.isfinite(recipe.sensor.noise))[0])
     points = []
     for i, fraction in enumerate(DATA_FRACTIONS):
@@ -96,8 +108,10 @@ def data_curve(recipe: Recipe, fold: Fold, selection: Selection, tell: Tell) -> 
         rows = torch.linspace(0, len(fold.train) - 1, count).round().long()
         part = fold.train.take(rows)
         amount = round(float(part.recorded[:, 1:].any(-1).sum()) * part.dt, 1)
-        found = cheap.model(cheap.identified(part))
-        corrected = cheap.corrected(found, recipe.candidates[selection.chosen], part)
+        whole = fraction == 1.0 and cheap.identify == recipe.identify
+        found = cheap.model(cheap.identified(part, work / "fold0_identify.npz" if whole else None))
+        kept = work / f"fold0_candidate{place}.npz" if whole else None
+        corrected = cheap.corrected(found, recipe.candidates[selection.chosen], part, kept)
         for name, model in (("identified", found), ("identified+residual", corrected)):
             error = (model.predict(fold.held).measurements - fold.held.measurements)[:, 1:, column].abs()
             points.append(DataPoint(amount=amount, model=name, value=float(error[fold.held.recorded[:, 1:, column]].mean())))

@@ -31,7 +31,7 @@ FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 
 def demo(*, out: Path = Path("demo"), seed: int = 0) -> int:
-    """Calibrate a simulated servo whose load, friction and sag nobody told the model, and write the report.
+    """Calibrate a simulated 7-joint arm whose payload, friction, delay and spring nobody told the model, and follow a motion with it.
 
     Args:
         out: Folder for the artefact and the report.

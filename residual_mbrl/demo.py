@@ -1,109 +1,127 @@
-"""The main job on an embedded default: a simulated servo whose load, friction and sag nobody told the model."""
+"""The main job without data or hardware: a simulated arm whose payload, friction, delay and spring nobody told the model."""
 
 from __future__ import annotations
 
-import json
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
 
-from residual_mbrl import files
+from residual_mbrl.arm_figure import spring_figure, tool_path, tracking_figure
+from residual_mbrl.artifact import Calibration
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.calibration import calibrate
-from residual_mbrl.calibration_report import models_of
-from residual_mbrl.datasets import bam
-from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.demo_arm import DELAY, JOINTS, MOTORS, Robot, arm_xml, robot_model
+from residual_mbrl.demo_logs import FEEDBACK, HORIZON, read_logs, simulate_logs
+from residual_mbrl.demo_motion import figure_of_eight
+from residual_mbrl.effects import Delay
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.metrics import Metric
-from residual_mbrl.physics.servo import PARAMETERS, Servo
-from residual_mbrl.presets import PRESETS
+from residual_mbrl.physics.mujoco_simulator import MujocoSimulator
 from residual_mbrl.presets.preset import Candidates, Preset
-from residual_mbrl.rollouts import rollout
+from residual_mbrl.residuals.joint_springs import JointSprings
+from residual_mbrl.sensors import Column, Sensor
+from residual_mbrl.tracking import Run, advanced, calibrated_torques, inverse_torques, track
 
-Array = NDArray[np.float64]
+FREE = ("frictionloss:*", "mass:payload", "com:payload.*", "mass:link1", "com:link1.z")
+"""What is identified. The last two turn about a vertical axis, where no log can show them: the report must say so."""
 
-TRUTH = {"load_mass": 0.49 * 1.3, "armature": 0.0018, "angle_offset": 0.013, "viscous": 0.0066, "coulomb": 0.008,
-         "motor_friction": 0.09, "load_friction": 0.15, "load_friction_off": 0.03, "stribeck_friction": 0.2, "supply_resistance": 2.0}
-"""What the simulated servo really is: heavier load, load-dependent friction and a supply that sags, none of it in the model."""
+LONGEST_DELAY = 0.05
+"""Upper bound of the motors' delays [s]."""
+NOISE = 1e-4
+"""Error [rad] of the encoders, rounding included."""
+LINK_MASS_STD, LINK_COM_STD = 0.2, 0.02
+"""How well the maker knows the first link [kg, m]: no log shows either, and what no log shows must have a prior to stay put."""
+TYPICAL_FORCE = 5.0
+"""Scale of the residual [N·m]."""
 
-ENCODER_STEP = 2 * np.pi / 4096
-PARTS = {"train": ("sine_g200", "steps_g200", "chirp_g400", "drop_g400", "steps_g800"), "val": ("chirp_g200", "sine_g800"),
-         "test": ("sine_g400", "steps_g400")}
-SECONDS = 3.0
-
-
-def baseline() -> Servo:
-    """Make a servo model as a data sheet gives it: motor known, load guessed, plain friction, no sag."""
-    unknown = ("motor_friction", "load_friction", "load_friction_off", "stribeck_friction", "supply_resistance", "stribeck_rate")
-    fixed = {n: {"nominal": 0.0, "free": False} for n in unknown if n != "stribeck_rate"}
-    known = {n: {"free": False} for n in ("torque_constant", "resistance", "stribeck_rate")}
-    return Servo(PARAMETERS.replaced(**fixed, **known, load_mass={"free": True}, coulomb={"nominal": 0.03}))
+SECONDS = 6.0
+"""Length of the motion that is followed in the end."""
 
 
-def candidates(model: Baseline, seed: int) -> Candidates:
-    """Offer friction and drive residuals of the servo preset, and both together."""
-    offered = PRESETS["servo"].candidates(model, seed)
-    friction, drive = offered["dry friction"], offered["actuator"]
-    return {"dry friction": friction, "actuator": drive, "dry friction and actuator": [*friction, *drive]}
+TRACKING = ("The arm follows a motion that is in no log, driven by inverse dynamics of the data sheet's model, of the calibrated one, "
+            "and of the robot itself, whose error is that of the encoders.")
+SPRINGS = "What the residual learned at each joint, and the spring that the simulated robot really has."
 
 
-DEMO = replace(PRESETS["servo"], name="demo", summary="simulated servo with unknown load, friction and sag", baseline=baseline,
-               candidates=candidates, leave_group_out=False, identify=IdentifyOptions(candidates=32, starts=1, iterations=20, every=2),
-               fit=FitOptions(rounds=2, iterations=6, every=4, ridge=0.02, parameters=True))
+def simulator() -> MujocoSimulator:
+    """Make the arm as its data sheet has it."""
+    named = MujocoSimulator(arm_xml(), FREE).parameters
+    weighed = named.replaced(**{"mass:link1": {"prior_std": LINK_MASS_STD}, "com:link1.z": {"prior_std": LINK_COM_STD}})
+    return MujocoSimulator(arm_xml(), weighed)
+
+
+def sensor(baseline: Baseline) -> Sensor:
+    """Encoders, velocities estimated from them that only serve first states, and a delay of every motor."""
+    columns = (*(Column(name=n, source=n, noise=NOISE, largest=4 * math.pi) for n in baseline.space.position),
+               *(Column(name=n, source=n, noise=math.inf, largest=100.0) for n in baseline.space.velocity))
+    return Sensor(space=baseline.space, columns=columns, commands={n: (Delay(upper=LONGEST_DELAY),) for n in MOTORS})
+
+
+def candidates(baseline: Baseline, seed: int) -> Candidates:
+    """Offer a spring at every joint: conservative, whatever its shape."""
+    del baseline, seed
+    return {"joint springs": [JointSprings(nq=len(JOINTS), scale=TYPICAL_FORCE)]}
+
+
+ARM = Preset(name="arm", summary="simulated 7-joint arm with unknown payload, friction, delay and spring", read=read_logs,
+             baseline=simulator, sensor=sensor, candidates=candidates, horizon=HORIZON, refit=False,
+             identify=IdentifyOptions(candidates=1, starts=1, iterations=6, every=2, loss="linear"),
+             fit=FitOptions(rounds=1, iterations=9, every=2, ridge=0.02, loss="linear"))
 
 
 def run_demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
-    """Simulate logs, calibrate on them, and score the calibration on logs that it has not seen.
+    """Record logs of the simulated robot, calibrate on them, and follow a new motion with and without the calibration.
 
     Args:
         out: Folder of the artefact and its report.
-        seed: Seed of encoder noise, search and weights.
+        seed: Seed of motions, noise and search.
         progress: Called with a phrase and the fraction done.
 
     Returns:
-        Mean absolute angle error of nominal, identified and identified+residual on the unseen logs.
+        Error on the robot when it follows the motion by inverse dynamics of the data sheet's model, of the calibrated one, and
+        of the robot itself: of the joints [rad] and of the tool [m].
     """
+    runs: dict[str, Run] = {}
+
+    def figures(calibration: Calibration) -> dict[str, tuple[Figure, str]]:
+        runs.update(follow(calibration, seed))
+        return {"tracking": (tracking_figure(runs), TRACKING), "springs": (spring_figure(calibration.model.dynamics), SPRINGS)}
+
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        simulate_logs(folder, seed)
-        preset: Preset = DEMO
-        calibration = calibrate(preset, folder, out, seed=seed, progress=progress)
-        return [m for n, model in models_of(calibration).items() for m in bam.score(model, folder, "test", n) if "[" not in m.metric]
+        simulate_logs(Path(name), seed)
+        calibrate(replace(ARM, figures=figures), Path(name), out, seed=seed, progress=progress)
+    return tracking_metrics(runs)
 
 
-def simulate_logs(folder: Path, seed: int = 0) -> None:
-    """Write logs of the simulated servo and their split, in the form of the servo preset.
+def follow(calibration: Calibration, seed: int = 0) -> dict[str, Run]:
+    """Draw eights with the tool, which no log shows, by inverse dynamics of the nominal, the calibrated and the true model.
 
-    Args:
-        folder: Where to.
-        seed: Seed of the encoder's noise.
+    The true one, which nobody has outside a simulation, tells what is left to encoders and feedback.
     """
-    plant = ResidualDynamics(Servo(), values=TRUTH)
-    rng = np.random.default_rng(seed)
-    time = plant.dt * np.arange(round(SECONDS / plant.dt) + 1, dtype=np.float64)
-    for name in (n for names in PARTS.values() for n in names):
-        shape, gain = name.split("_g")
-        goal, enabled = _command(shape, time), np.where((shape == "drop") & (time > 1.5), 0.0, 1.0)
-        actions = np.stack([goal, enabled, np.full(len(time), float(gain))], 1)
-        states = rollout(plant, torch.zeros(2, dtype=torch.float64), torch.tensor(actions[:-1])).numpy()
-        angle = np.round((states[:, 0] + 1e-3 * rng.standard_normal(len(time))) / ENCODER_STEP) * ENCODER_STEP
-        rate = states[:, 1] + 0.02 * rng.standard_normal(len(time))
-        np.savez(folder / f"{name}.npz", t=time, q=angle, dq=rate, q_goal=goal, torque_on=enabled, kp=float(gain))
-    files.write_text(folder / "split.json", json.dumps(PARTS))
+    dynamics = calibration.model.dynamics
+    assert isinstance(dynamics.baseline, MujocoSimulator)  # noqa: S101
+    nominal, dt = dynamics.baseline.model, dynamics.dt
+    motion = figure_of_eight(nominal, SECONDS)
+    time = dt * np.arange(round(SECONDS / dt), dtype=np.float64)
+    delays = np.array([calibration.model.sensor_values[f"{n}.delay"] for n in MOTORS])
+    torques = {"nominal": inverse_torques(nominal, motion, time),
+               "calibrated": advanced(calibrated_torques(dynamics, motion, time), dt, delays),
+               "true": advanced(inverse_torques(robot_model(), motion, time), dt, np.full(len(MOTORS), DELAY))}
+    start = motion(time[:1])[0]
+    return {n: track(Robot(start, u[0], 10_000 + seed), motion, u, FEEDBACK) for n, u in torques.items()}
 
 
-def _command(shape: str, time: Array) -> Array:
-    if shape == "sine":
-        return np.asarray(1.2 * np.sin(2.5 * time) + 0.4 * np.sin(7.0 * time))
-    if shape == "chirp":
-        return np.asarray(0.9 * np.sin((1.0 + 1.5 * time) * time))
-    if shape == "drop":
-        return np.full_like(time, 1.6) * np.minimum(time / 0.8, 1.0)
-    steps: Array = 1.4 * np.sign(np.sin(2 * np.pi * time / 1.7)) * (0.5 + 0.5 * (time % 3.4 < 1.7))
-    return steps
+def tracking_metrics(runs: Mapping[str, Run]) -> list[Metric]:
+    """Return the root mean square of joint and tool errors of some runs."""
+    metrics = []
+    for name, run in runs.items():
+        miss = tool_path(run.positions) - tool_path(run.reference)
+        metrics += [Metric(model=name, metric="tracking_rms", value=run.rms, unit="rad"),
+                    Metric(model=name, metric="tool_rms", value=float(np.sqrt((miss**2).sum(1).mean())), unit="m")]
+    return metrics

@@ -18,6 +18,10 @@ from residual_mbrl.verdict import number
 MOST_LOGS = 40
 
 
+FORCE_STYLES = ("-", (0, (3, 1)), ":")
+"""Lines of the residual's force: of more degrees of freedom than these, those with the largest are shown."""
+
+
 def predicted_against_measured(evaluation: Evaluation, *, column: str | None = None, models: Sequence[str] | None = None) -> Figure:
     """Draw the worst, the median and the best log: measured and predicted, the error, and the residual force.
 
@@ -69,10 +73,11 @@ def _force_label(examination: Examination) -> str:
 
 
 def _draw_force(axes: Axes, examination: Examination, time: Array, w: int, colour: str) -> None:
-    several = len(examination.force_names) > 1
-    for i, name in enumerate(examination.force_names):
-        axes.plot(time[:-1], examination.residual_force[w, :, i], color=colour, linewidth=0.8, linestyle=("-", (0, (3, 1)), ":")[i % 3],
-                  label=name if several else None)
+    names, size = examination.force_names, np.sqrt(np.nanmean(examination.residual_force**2, axis=(0, 1)))
+    largest = np.argsort(-size, kind="stable")[: len(FORCE_STYLES)]
+    for style, i in zip(FORCE_STYLES, largest, strict=False):
+        axes.plot(time[:-1], examination.residual_force[w, :, i], color=colour, linewidth=0.8, linestyle=style,
+                  label=names[i] if len(names) > 1 else None)
 
 
 def error_over_horizon(evaluation: Evaluation, *, column: str | None = None, models: Sequence[str] | None = None) -> Figure:

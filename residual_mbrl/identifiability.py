@@ -90,10 +90,21 @@ def assess(problem: SimulationError, z: Array) -> Identifiability:
     estimates = tuple(Estimate(parameter=p, value=values[p.name], std=float(std[i] * p.scale),
                                at_bound=bool(min(z[i] - lower[i], upper[i] - z[i]) < BOUND_TOLERANCE))
                       for i, p in enumerate(problem.free))
-    blind = [k for k in range(len(s)) if uncertain[k] > UNIDENTIFIABLE and (vt[k, :n] ** 2).sum() > 0.5]
+    # a null space of several parameters has no directions of its own: what shows nothing alone is named alone
+    alone = [i for i in range(n) if error > UNIDENTIFIABLE * np.linalg.norm(jacobian[:, i])]
+    told = [free for i, free in enumerate(problem.free) if i not in alone]
+    combinations = _combinations(np.delete(jacobian, alone, 1), told, error) if told else []
     return Identifiability(estimates=estimates, correlation=np.clip(covariance[:n, :n] / np.outer(spread, spread), -1, 1),
-                           unidentifiable=tuple(_in_words(vt[k, :n], problem.free) for k in blind),
+                           unidentifiable=(*(f"{problem.free[i].name}: the data do not determine it" for i in alone), *combinations),
                            condition=float(s[0] / s[-1]) if s[-1] > silence else float("inf"))
+
+
+def _combinations(jacobian: Array, free: Sequence[Parameter], error: float) -> list[str]:
+    """Name the combinations of parameters that a Jacobian [rows, n + others] with errors of a size leaves open."""
+    rows, columns = jacobian.shape
+    s, vt = np.linalg.svd(np.pad(jacobian, ((0, max(0, columns - rows)), (0, 0))), full_matrices=False)[1:]
+    uncertain, n = max(error, 1e-12) / np.maximum(s, max(s[0] * ROUNDING, 1e-100)), len(free)
+    return [_in_words(vt[k, :n], free) for k in range(len(s)) if uncertain[k] > UNIDENTIFIABLE and (vt[k, :n] ** 2).sum() > 0.5]
 
 
 def _correlation_time(problem: SimulationError, errors: Array) -> float:

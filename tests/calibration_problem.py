@@ -12,14 +12,16 @@ from unittest.mock import patch
 
 import numpy as np
 
-from residual_mbrl import demo, fold_fits
+from residual_mbrl import fold_fits
+from residual_mbrl import simulated_servo as servo
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.presets.preset import Preset
 from residual_mbrl.presets.servo import SERVO
 
 TINY: Preset = replace(
-    demo.DEMO, name="servo", candidates=lambda baseline, seed: {"dry friction": SERVO.candidates(baseline, seed)["dry friction"]},
+    servo.SIMULATED_SERVO, name="servo",
+    candidates=lambda baseline, seed: {"dry friction": SERVO.candidates(baseline, seed)["dry friction"]},
     identify=IdentifyOptions(candidates=4, starts=2, iterations=3, every=4), fit=FitOptions(rounds=1, iterations=1, every=8))
 SECONDS = 0.5
 
@@ -27,7 +29,7 @@ SECONDS = 0.5
 @contextmanager
 def quick() -> Iterator[None]:
     """Shorten what the preset does not say: simulated logs, and the training of the ablation without a baseline."""
-    with patch.object(demo, "SECONDS", SECONDS), patch.object(fold_fits, "NETWORK", replace(fold_fits.NETWORK, rounds=1, iterations=1)):
+    with patch.object(servo, "SECONDS", SECONDS), patch.object(fold_fits, "NETWORK", replace(fold_fits.NETWORK, rounds=1, iterations=1)):
         yield
 
 
@@ -35,7 +37,7 @@ def write_logs(folder: Path, seed: int = 0) -> Path:
     """Write short simulated servo logs into a new folder."""
     folder.mkdir(parents=True)
     with quick():
-        demo.simulate_logs(folder, seed)
+        servo.simulate_logs(folder, seed)
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from calibration_problem import TINY, change_log, column, contents, quick, write_logs
 
-from residual_mbrl import artifact, demo, files
+from residual_mbrl import artifact, files, simulated_servo
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.calibration import calibrate
 from residual_mbrl.datasets import bam
@@ -101,8 +101,8 @@ def test_a_bad_log_is_named_with_its_fault(data, tmp_path, fault):
 @pytest.mark.parametrize("fault", ["swapped", "wrong sign"])
 def test_a_rate_that_is_no_rate_is_refused(tmp_path, fault):
     """Angle and rate swapped, or a rate of the wrong sign, show in how displacement and integrated rate agree."""
-    with patch.object(demo, "SECONDS", 2.0):
-        demo.simulate_logs(tmp_path)
+    with patch.object(simulated_servo, "SECONDS", 2.0):
+        simulated_servo.simulate_logs(tmp_path)
     for name in ("sine_g200", "steps_g800"):
         q, dq = column(tmp_path, name, "q"), column(tmp_path, name, "dq")
         check_units(bam.read_log(tmp_path / f"{name}.npz"), TINY.sensor(TINY.baseline()))

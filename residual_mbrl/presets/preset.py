@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from residual_mbrl.artifact import Calibration
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.datasets.log_set import LogSet, Part
 from residual_mbrl.effects import Effect
@@ -39,6 +42,7 @@ class Preset:
         refit: Whether train and validation data are joined for the final fit.
         identify: Options of identification.
         fit: Options of residual fitting.
+        figures: Makes further figures of the report from the calibration, by file stem, with their captions.
         usage: Arguments of ``residual-mbrl calibrate`` that give this plant and its logs; ``NAME --data FOLDER`` where empty.
     """
 
@@ -55,4 +59,5 @@ class Preset:
     refit: bool = True
     identify: IdentifyOptions = field(default_factory=IdentifyOptions)
     fit: FitOptions = field(default_factory=FitOptions)
+    figures: Callable[[Calibration], Mapping[str, tuple[Figure, str]]] | None = None
     usage: str = ""

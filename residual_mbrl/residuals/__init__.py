@@ -6,7 +6,8 @@ from residual_mbrl.residuals.conservative import Conservative
 from residual_mbrl.residuals.dissipative import Dissipative
 from residual_mbrl.residuals.dry_friction import DryFriction
 from residual_mbrl.residuals.features import Feature
+from residual_mbrl.residuals.joint_springs import JointSprings
 from residual_mbrl.residuals.unstructured import StateDelta, Unstructured
 
 __all__ = ["Certificate", "CommandActuator", "Conservative", "Context", "Dissipative", "DryFriction", "EffortActuator", "Feature",
-           "Residual", "StateDelta", "Unstructured"]
+           "JointSprings", "Residual", "StateDelta", "Unstructured"]
