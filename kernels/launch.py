@@ -23,7 +23,7 @@ from residual_mbrl.kernels.rollout import System, build, gather_gradients, pack_
 
 KEPT_BYTES = 16 * 2**20
 """Units of the forward sweep are kept for the reverse one up to this size; beyond, computing them again is faster than memory."""
-CHUNK = 16
+CHUNK = 32
 """Steps whose units and deltas stay in the cache until the weight gradients take them up."""
 WIDE_WORLDS = 6
 """Batches up to this size run with a layer's units in the lanes, larger ones with worlds."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Baseline, Parameters, Port, Values
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 Integrator = Literal["semi_implicit", "rk4"]
@@ -86,6 +87,10 @@ class MechanicalBaseline(Baseline):
     def terms(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Terms:
         """Return everything that a step needs at its start; overridden where the parts have much in common."""
         return Terms(self.mass_matrix(q, p), self.smooth_force(q, v, u, p), self.damping(q, v, u, p), self.frictionloss(q, v, u, p))
+
+    def warp_terms(self) -> WarpTerms | None:
+        """Return the same terms as Warp functions, for fused rollouts; None where there is only the torch form."""
+        return None
 
     def energy(self, state: Tensor, parameters: Values | None = None) -> Tensor:
         """Return kinetic plus potential energy [J], shape [*batch]."""
