@@ -293,16 +293,27 @@ def _dissipation(terms: WarpTerms, nv: int, h: float, options: StepOptions) -> W
     return rubbed if rubs or options.live_friction else free_motion
 
 
+def _clip() -> WarpFunction:
+    """Return the Warp form of ``mechanical.clip``."""
+    import warp as wp  # noqa: PLC0415
+
+    @wp.func
+    def clip(x: float, bound: float) -> float:
+        return float(wp.where(x < -bound, -bound, wp.where(x > bound, bound, x)))
+
+    return clip  # type: ignore[no-any-return]
+
+
 def _friction_one(h: float) -> WarpFunction:
     """One degree of freedom, exact: friction takes at most what there is."""
     import warp as wp  # noqa: PLC0415
 
-    v1 = wp.types.vector(length=1, dtype=wp.float32)
+    v1, clip = wp.types.vector(length=1, dtype=wp.float32), _clip()
 
     @wp.func
     def rub_one(mass: Any, v: Any, limit: Any) -> Any:
         bound = h * limit[0] / mass[0]
-        return v1(v[0] - wp.min(wp.max(v[0], -bound), bound))
+        return v1(v[0] - clip(v[0], bound))
 
     return rub_one  # type: ignore[no-any-return]
 
@@ -312,20 +323,16 @@ def _friction_two(h: float) -> WarpFunction:
     import warp as wp  # noqa: PLC0415
 
     v2, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (2, 4))
-    sweeps = SWEEPS
-
-    @wp.func
-    def limited(x: float, bound: float) -> float:
-        return float(wp.min(wp.max(x, -bound), bound))
+    sweeps, clip = SWEEPS, _clip()
 
     @wp.func
     def sweep(s: Any, i00: float, i01: float, i11: float, b0: float, b1: float) -> Any:
         # s holds velocities and impulses; the inverse mass matrix has columns (i00, i01) and (i01, i11)
-        p0 = limited(s[2] - s[0] / i00, b0)
+        p0 = clip(s[2] - s[0] / i00, b0)
         d0 = p0 - s[2]
         v0 = s[0] + i00 * d0
         v1 = s[1] + i01 * d0
-        p1 = limited(s[3] - v1 / i11, b1)
+        p1 = clip(s[3] - v1 / i11, b1)
         d1 = p1 - s[3]
         return v4(v0 + i01 * d1, v1 + i11 * d1, p0, p1)
 
