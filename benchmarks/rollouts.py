@@ -152,7 +152,7 @@ print(json.dumps({"version": jax.__version__, "ms": out}))
 """
 
 
-def jax_times(python: Path, options: Options, weights: list[Tensor], inputs: dict[int, tuple[Tensor, Tensor]], seconds: float) -> dict[str, float]:
+def jax_times(python: Path, weights: list[Tensor], inputs: dict[int, tuple[Tensor, Tensor]], seconds: float) -> dict[str, float]:
     """Measure JAX (jit of scan, vmap and grad) in its own process; keys "batch gradients"."""
     import numpy as np  # noqa: PLC0415
 
@@ -204,7 +204,7 @@ def main(options: Options) -> None:
                 peers["torch_compile"] = median_ms(with_compile, seconds)
             rows += [row(peer, batch, name, ours[key], ms, options.threads) for peer, ms in peers.items()]
     if options.jax_python:
-        times = jax_times(options.jax_python, options, weights, inputs, seconds)
+        times = jax_times(options.jax_python, weights, inputs, seconds)
         rows += [row("jax", int(key.split()[0]), key.split(" ", 1)[1], ours[key], ms, options.threads) for key, ms in times.items()]
     show("Rollouts with gradients", ["peer", "batch", "gradients", "ours [ms]", "peer [ms]", "ratio"],
          [(r.peer, r.batch, r.gradients, r.ours_ms, r.peer_ms, r.ratio) for r in rows])
@@ -214,7 +214,8 @@ def main(options: Options) -> None:
 
 def row(peer: str, batch: int, gradients: str, ours: float, theirs: float, threads: int) -> Row:
     """Return one comparison."""
-    return Row(peer=peer, batch=batch, gradients=gradients, ours_ms=ours, peer_ms=theirs, ratio=theirs / ours, threads=threads, machine=machine())
+    return Row(peer=peer, batch=batch, gradients=gradients, ours_ms=ours, peer_ms=theirs, ratio=theirs / ours, threads=threads,
+               machine=machine())
 
 
 if __name__ == "__main__":

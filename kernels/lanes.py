@@ -39,8 +39,8 @@ def tanh_of(length: int) -> Any:
     @wp.func
     def tanh(x: v) -> v:
         limit = v(wp.float32(7.90531))
-        # min and max return their second argument where a comparison with NaN fails
-        x = wp.min(limit, wp.max(-limit, x))
+        # min and max return their first argument where a comparison with NaN fails
+        x = wp.min(wp.max(x, -limit), limit)
         x2 = wp.cw_mul(x, x)
         p = x2 * wp.float32(-2.76076847742355e-16) + v(wp.float32(2.00018790482477e-13))
         p = wp.cw_mul(x2, p) + v(wp.float32(-8.60467152213735e-11))

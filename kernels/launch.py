@@ -25,7 +25,7 @@ KEPT_BYTES = 16 * 2**20
 """Units of the forward sweep are kept for the reverse one up to this size; beyond, computing them again is faster than memory."""
 CHUNK = 32
 """Steps whose units and deltas stay in the cache until the weight gradients take them up."""
-WIDE_WORLDS = 6
+WIDE_WORLDS = 8
 """Batches up to this size run with a layer's units in the lanes, larger ones with worlds."""
 PIECES = 4
 """Pieces of a batch for each thread."""
@@ -57,15 +57,17 @@ class Recorded:
     def __init__(self, kernel: Any, dim: int, arguments: Sequence[Any]) -> None:
         self._launch = wp.launch(kernel, dim=dim, inputs=list(arguments), device="cpu", record_cmd=True)
         self._arguments = list(arguments)  # keeps their memory
-        self.places = {a.label: i for i, a in enumerate(kernel.adj.args)}
+        self._values = {a.label: p for a, p in zip(kernel.adj.args, self._launch.params[1:], strict=True)}
 
-    def point(self, name: str, address: int) -> None:
-        """Move an array argument to another address; shape and strides stay."""
-        self._launch.params[self.places[name] + 1].data = address
+    def point(self, **addresses: int) -> None:
+        """Move array arguments to other addresses; shapes and strides stay."""
+        for name, address in addresses.items():
+            self._values[name].data = address
 
-    def set(self, name: str, value: int) -> None:
-        """Change an integer argument."""
-        self._launch.set_param_at_index_from_ctype(self.places[name], value)
+    def set(self, **values: int) -> None:
+        """Change integer arguments."""
+        for name, value in values.items():
+            self._values[name].value = value
 
     def __call__(self) -> None:
         """Run in this thread."""
@@ -79,16 +81,17 @@ class Plan:
                  workers: int) -> None:
         self.batch, self.horizon, self.schedule, self.network = batch, horizon, schedule, network
         self.blocks = -(-batch // schedule.worlds)
-        work = self.blocks * horizon * (200 + len(network.packing) // (2 * schedule.weight._length_))
+        work = self.blocks * horizon * (200 + len(network.packing) // (2 * schedule.unit._length_))
         self.workers = max(1, min(workers, self.blocks)) if work >= THREAD_WORK else 1
         self.piece = self.blocks if self.workers == 1 else max(1, self.blocks // (self.workers * PIECES))
-        self.width = (network.slots // schedule.per_unit + 1) if network.slots else 1  # odd, so that rows do not share cache sets
+        self.width = network.slots // schedule.per_unit + 4  # a whole number of groups, and rows that do not share cache sets
         self.lanes = schedule.unit._length_
         self.keeps = self.blocks * horizon * self.width * 4 * self.lanes <= KEPT_BYTES
+        self._version = -1
         self._pool: deque[np.ndarray] = deque()
         self._system, self._kernels, self.lock = system, kernels, Lock()
-        self._packed = np.zeros(max(len(network.packing), schedule.weight._length_), np.float32)
-        self._gradients = np.zeros((self.workers, max(network.gradients, 1), self.lanes), np.float32)
+        self._packed = aligned_zeros(max(len(network.packing), schedule.per_weight))
+        self._gradients = aligned_zeros(self.workers, max(network.gradients, 1), self.lanes)
         self._forward = [self._recorded_forward(w) for w in range(self.workers)]
         self._reverse: dict[bool, list[Recorded]] = {}
         n = max(len(network.packing), 1)
@@ -108,48 +111,53 @@ class Plan:
         try:
             array = self._pool.pop()
         except IndexError:
-            array = np.zeros((self.blocks * self.horizon, self.width, self.lanes), np.float32)
+            array = aligned_zeros(self.blocks * self.horizon, self.width, self.lanes)
         return Kept(self._pool, array)
 
-    def forward(self, *, weights: int, constants: int, parameters: int, initial: int, actions: int, states: int,
+    def forward(self, *, weights: int, version: int, constants: int, parameters: int, initial: int, actions: int, states: int,
                 kept: Kept | None) -> None:
-        """Run the forward sweep on arrays at these addresses: float32, contiguous, [batch, ...] with the last axis a vector."""
+        """Run the forward sweep on arrays at these addresses: float32, contiguous, [batch, ...] with the last axis a vector.
+
+        Weights of a ``version`` that was packed last are not packed again.
+        """
         with self.lock:
-            self._packed_from(weights)
+            self._packed_from(weights, version)
             for launch in self._forward:
-                _point(launch, constants=constants, parameters=parameters, initial=initial, actions=actions, states=states)
-                launch.set("keep", int(kept is not None))
+                launch.point(constants=constants, parameters=parameters, initial=initial, actions=actions,
+                             states=states)
+                launch.set(keep=int(kept is not None))
                 self._use(launch, kept)
             self._run(self._forward)
 
-    def reverse(self, *, weights: int, constants: int, parameters: int, states: int, actions: int, grad_states: int,
+    def reverse(self, *, weights: int, version: int, constants: int, parameters: int, states: int, actions: int, grad_states: int,
                 grad_initial: int, grad_actions: int, grad_parameters: int, grad_weights: int | None, kept: Kept | None) -> None:
         """Run the reverse sweep; all gradients are written anew, those of the weights only where an address is given."""
         learn = grad_weights is not None
         with self.lock:
             if learn not in self._reverse:
                 self._reverse[learn] = [self._recorded_reverse(w, learn) for w in range(self.workers)]
-            self._packed_from(weights)
+            self._packed_from(weights, version)
             for launch in self._reverse[learn]:
-                _point(launch, constants=constants, parameters=parameters, states=states, actions=actions, grad_states=grad_states,
-                       grad_initial=grad_initial, grad_actions=grad_actions, grad_parameters=grad_parameters)
-                launch.set("keep", int(kept is not None))
+                launch.point(constants=constants, parameters=parameters, states=states, actions=actions, grad_states=grad_states,
+                             grad_initial=grad_initial, grad_actions=grad_actions, grad_parameters=grad_parameters)
+                launch.set(keep=int(kept is not None))
                 self._use(launch, kept)
             if learn:
                 self._gradients[:] = 0.0
             self._run(self._reverse[learn])
             if grad_weights is not None and len(self.network.gathering):
-                self._gather.point("flat", grad_weights)
+                self._gather.point(flat=grad_weights)
                 self._gather()
 
-    def _packed_from(self, weights: int) -> None:
-        if len(self.network.packing):
-            self._pack.point("flat", weights)
+    def _packed_from(self, weights: int, version: int) -> None:
+        if version != self._version and len(self.network.packing):
+            self._pack.point(flat=weights)
             self._pack()
+            self._version = version
 
     def _use(self, launch: Recorded, kept: Kept | None) -> None:
         address = launch.scratch if kept is None else kept.address  # type: ignore[attr-defined]
-        _point(launch, units=address, scalars=address)
+        launch.point(units=address, scalars=address, groups=address)
 
     def _run(self, launches: list[Recorded]) -> None:
         if len(launches) == 1:
@@ -164,14 +172,16 @@ class Plan:
     def _model(self) -> list[Any]:
         network, schedule, s = self.network, self.schedule, self._system
         table = network.layers if len(network.layers) else np.zeros((1, 1), np.int32)
-        return [_view(self._packed, schedule.weight, (self._packed.size // schedule.weight._length_,)),
+        return [_view(self._packed, schedule.weight, (self._packed.size // schedule.per_weight,)),
                 wp.array(table, dtype=int, device="cpu"), _ints(network.inputs), _ints(network.outputs),
                 _dummy(s.nc, (1,)), _dummy(s.np, (self.batch,))]
 
     def _rows(self, rows: int) -> tuple[np.ndarray, list[Any]]:
-        array = np.zeros((rows, self.width, self.lanes), np.float32)
+        array = aligned_zeros(rows, self.width, self.lanes)
         scalars = (rows, self.width, self.lanes) if self.schedule.per_unit == 1 else (rows, self.width * self.lanes, 1)
-        return array, [_view(array, self.schedule.unit, (rows, self.width)), _view(array, wp.float32, scalars)]
+        group, units = self.schedule.group, self.width * self.lanes
+        groups = (rows, units // (group._shape_[0] * group._shape_[1] if len(group._shape_) > 1 else group._length_))
+        return array, [_view(array, self.schedule.unit, (rows, self.width)), _view(array, wp.float32, scalars), _view(array, group, groups)]
 
     def _recorded_forward(self, worker: int) -> Recorded:
         s, b, h = self._system, self.batch, self.horizon
@@ -229,17 +239,20 @@ def _laid_out(networks: Sequence[Sequence[int]], schedule: Schedule) -> Network:
     return Network(np.zeros((0, 1), np.int32), none, none, 0, none, none, 0)
 
 
-def _point(launch: Recorded, **addresses: int) -> None:
-    for name, address in addresses.items():
-        launch.point(name, address)
-
-
 def _drain(launch: Recorded, pieces: "itertools.count[int]", blocks: int) -> None:
     for first in pieces:  # taking the next one is atomic
         if first >= blocks:
             return
-        launch.set("first", first)
+        launch.set(first=first)
         launch()
+
+
+def aligned_zeros(*shape: int) -> np.ndarray:
+    """Return float32 zeros that start on a cache line."""
+    size = int(np.prod(shape))
+    memory = np.zeros(size + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + size].reshape(shape)
 
 
 def _view(array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> Any:

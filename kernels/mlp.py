@@ -12,7 +12,9 @@ A *row* holds all units of one step of one block of worlds, each network's input
 Weight gradients are products over all rows of a chunk of time: a tile of them stays in registers while the rows stream by.
 
 Sums start from ``v()`` and what they are added to comes last: an accumulator that starts from an array's element does not stay
-in a register (three times slower, Warp 1.19).
+in a register (three times slower, Warp 1.19). Reading an entry of an array costs one or two integer multiplications, as much as a
+multiply-add of a register, so inner loops read matrices of several registers at once: the product with one world's units went
+from 200 to 60 ns for a 64 x 64 layer. A register read across a cache line costs double: memory is aligned to 64 bytes.
 """
 
 from collections.abc import Sequence
@@ -41,10 +43,16 @@ class Schedule(NamedTuple):
     """Vector type of stored units: worlds of one unit, or units of one world."""
     weight: Any
     """Vector type of packed weights: outputs of one input."""
+    group: Any
+    """Type by which the weight gradients read several units at once."""
     pad: int
     """Slots of a segment are a multiple of this."""
+    per_weight: int
+    """Numbers in one entry of the packed weights."""
     per_unit: int
     """Slots in one stored vector."""
+    inputs: int
+    """Inputs that the weight gradients take at once."""
     forward: Any
     reverse: Any
     accumulate: Any
@@ -54,11 +62,12 @@ class Schedule(NamedTuple):
 def lanes(worlds: int) -> Schedule:
     """Return the schedule with one world a lane."""
     v, w8 = vector(worlds), vector(8)
+    m4 = wp.types.matrix(shape=(4, worlds), dtype=wp.float32)
     tanh = tanh_of(worlds)
 
     @wp.func
     def lane_forward(weights: wp.array(dtype=w8), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     scalars: wp.array3d(dtype=float), row: int):
+                     groups: wp.array2d(dtype=m4), row: int):
         n = layers[layer, N_IN]
         source = layers[layer, SOURCE]
         target = layers[layer, TARGET]
@@ -100,7 +109,7 @@ def lanes(worlds: int) -> Schedule:
 
     @wp.func
     def lane_reverse(weights: wp.array(dtype=w8), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     deltas: wp.array2d(dtype=v), delta_scalars: wp.array3d(dtype=float), row: int, delta_row: int):
+                     deltas: wp.array2d(dtype=v), delta_groups: wp.array2d(dtype=m4), row: int, delta_row: int):
         m = layers[layer, N_OUT]
         source = layers[layer, SOURCE]
         target = layers[layer, TARGET]
@@ -142,16 +151,12 @@ def lanes(worlds: int) -> Schedule:
                 deltas[delta_row, source + i] = a - wp.cw_mul(a, wp.cw_mul(h, h))
 
     @wp.func
-    def lane_accumulate(layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v), scalars: wp.array3d(dtype=float),
-                        deltas: wp.array2d(dtype=v), first: int, first_delta: int, steps: int, worker: int,
+    def lane_accumulate(layers: wp.array2d(dtype=int), layer: int, groups: wp.array2d(dtype=m4), deltas: wp.array2d(dtype=v),
+                        delta_groups: wp.array2d(dtype=m4), first: int, first_delta: int, steps: int, worker: int,
                         gradients: wp.array2d(dtype=v)):
-        columns = (layers[layer, N_OUT] + 3) // 4
+        columns = (layers[layer, N_OUT] + 3) // 4 * 4
         for i in range((layers[layer, N_IN] + 3) // 4):
-            for j in range(columns):
-                x = layers[layer, SOURCE] + 4 * i
-                d = layers[layer, TARGET] + 4 * j
-                at = layers[layer, GRADIENT] + 4 * (4 * i * columns + j)
-                down = 4 * columns
+            for j in range(columns // 4):
                 a00 = v()
                 a01 = v()
                 a02 = v()
@@ -169,68 +174,68 @@ def lanes(worlds: int) -> Schedule:
                 a32 = v()
                 a33 = v()
                 for s in range(steps):
-                    d0 = deltas[first_delta + s, d]
-                    d1 = deltas[first_delta + s, d + 1]
-                    d2 = deltas[first_delta + s, d + 2]
-                    d3 = deltas[first_delta + s, d + 3]
-                    x0 = units[first + s, x]
-                    a00 += wp.cw_mul(x0, d0)
-                    a01 += wp.cw_mul(x0, d1)
-                    a02 += wp.cw_mul(x0, d2)
-                    a03 += wp.cw_mul(x0, d3)
-                    x1 = units[first + s, x + 1]
-                    a10 += wp.cw_mul(x1, d0)
-                    a11 += wp.cw_mul(x1, d1)
-                    a12 += wp.cw_mul(x1, d2)
-                    a13 += wp.cw_mul(x1, d3)
-                    x2 = units[first + s, x + 2]
-                    a20 += wp.cw_mul(x2, d0)
-                    a21 += wp.cw_mul(x2, d1)
-                    a22 += wp.cw_mul(x2, d2)
-                    a23 += wp.cw_mul(x2, d3)
-                    x3 = units[first + s, x + 3]
-                    a30 += wp.cw_mul(x3, d0)
-                    a31 += wp.cw_mul(x3, d1)
-                    a32 += wp.cw_mul(x3, d2)
-                    a33 += wp.cw_mul(x3, d3)
+                    x = groups[first + s, layers[layer, SOURCE] // 4 + i]
+                    d = delta_groups[first_delta + s, layers[layer, TARGET] // 4 + j]
+                    a00 += wp.cw_mul(x[0], d[0])
+                    a01 += wp.cw_mul(x[0], d[1])
+                    a02 += wp.cw_mul(x[0], d[2])
+                    a03 += wp.cw_mul(x[0], d[3])
+                    a10 += wp.cw_mul(x[1], d[0])
+                    a11 += wp.cw_mul(x[1], d[1])
+                    a12 += wp.cw_mul(x[1], d[2])
+                    a13 += wp.cw_mul(x[1], d[3])
+                    a20 += wp.cw_mul(x[2], d[0])
+                    a21 += wp.cw_mul(x[2], d[1])
+                    a22 += wp.cw_mul(x[2], d[2])
+                    a23 += wp.cw_mul(x[2], d[3])
+                    a30 += wp.cw_mul(x[3], d[0])
+                    a31 += wp.cw_mul(x[3], d[1])
+                    a32 += wp.cw_mul(x[3], d[2])
+                    a33 += wp.cw_mul(x[3], d[3])
+                at = layers[layer, GRADIENT] + (4 * i + 0) * columns + 4 * j
                 gradients[worker, at] = gradients[worker, at] + a00
                 gradients[worker, at + 1] = gradients[worker, at + 1] + a01
                 gradients[worker, at + 2] = gradients[worker, at + 2] + a02
                 gradients[worker, at + 3] = gradients[worker, at + 3] + a03
-                gradients[worker, at + down] = gradients[worker, at + down] + a10
-                gradients[worker, at + down + 1] = gradients[worker, at + down + 1] + a11
-                gradients[worker, at + down + 2] = gradients[worker, at + down + 2] + a12
-                gradients[worker, at + down + 3] = gradients[worker, at + down + 3] + a13
-                gradients[worker, at + 2 * down] = gradients[worker, at + 2 * down] + a20
-                gradients[worker, at + 2 * down + 1] = gradients[worker, at + 2 * down + 1] + a21
-                gradients[worker, at + 2 * down + 2] = gradients[worker, at + 2 * down + 2] + a22
-                gradients[worker, at + 2 * down + 3] = gradients[worker, at + 2 * down + 3] + a23
-                gradients[worker, at + 3 * down] = gradients[worker, at + 3 * down] + a30
-                gradients[worker, at + 3 * down + 1] = gradients[worker, at + 3 * down + 1] + a31
-                gradients[worker, at + 3 * down + 2] = gradients[worker, at + 3 * down + 2] + a32
-                gradients[worker, at + 3 * down + 3] = gradients[worker, at + 3 * down + 3] + a33
+                at = layers[layer, GRADIENT] + (4 * i + 1) * columns + 4 * j
+                gradients[worker, at] = gradients[worker, at] + a10
+                gradients[worker, at + 1] = gradients[worker, at + 1] + a11
+                gradients[worker, at + 2] = gradients[worker, at + 2] + a12
+                gradients[worker, at + 3] = gradients[worker, at + 3] + a13
+                at = layers[layer, GRADIENT] + (4 * i + 2) * columns + 4 * j
+                gradients[worker, at] = gradients[worker, at] + a20
+                gradients[worker, at + 1] = gradients[worker, at + 1] + a21
+                gradients[worker, at + 2] = gradients[worker, at + 2] + a22
+                gradients[worker, at + 3] = gradients[worker, at + 3] + a23
+                at = layers[layer, GRADIENT] + (4 * i + 3) * columns + 4 * j
+                gradients[worker, at] = gradients[worker, at] + a30
+                gradients[worker, at + 1] = gradients[worker, at + 1] + a31
+                gradients[worker, at + 2] = gradients[worker, at + 2] + a32
+                gradients[worker, at + 3] = gradients[worker, at + 3] + a33
         for j in range(layers[layer, N_OUT]):
             a = v()
             for s in range(steps):
                 a += deltas[first_delta + s, layers[layer, TARGET] + j]
-            gradients[worker, layers[layer, BIAS_GRADIENT] + j] = gradients[worker, layers[layer, BIAS_GRADIENT] + j] + a
+            at = layers[layer, BIAS_GRADIENT] + j
+            gradients[worker, at] = gradients[worker, at] + a
 
-    return Schedule("lanes", worlds, v, w8, 8, 1, lane_forward, lane_reverse, lane_accumulate)
+    return Schedule("lanes", worlds, v, w8, m4, 8, 8, 1, 4, lane_forward, lane_reverse, lane_accumulate)
 
 
 @cache
 def units_wide() -> Schedule:
     """Return the schedule with one world a block and a layer's units in the lanes."""
-    v = vector(WIDE)
+    v, v4 = vector(WIDE), vector(4)
+    w4x2 = wp.types.matrix(shape=(8, WIDE), dtype=wp.float32)
     tanh = tanh_of(WIDE)
 
     @wp.func
-    def wide_forward(weights: wp.array(dtype=v), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     scalars: wp.array3d(dtype=float), row: int):
-        n = (layers[layer, N_IN] + 7) // 8 * 8
-        source = layers[layer, SOURCE]
+    def wide_forward(weights: wp.array(dtype=w4x2), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
+                     groups: wp.array2d(dtype=v4), row: int):
+        quads = (layers[layer, N_IN] + 7) // 8 * 2
+        source = layers[layer, SOURCE] // 4
         for j in range((layers[layer, N_OUT] + 31) // 32):
-            at = layers[layer, FORWARD] + 2 * j * n
+            at = layers[layer, FORWARD] + j * quads
             a0 = v()
             b0 = v()
             a1 = v()
@@ -239,22 +244,20 @@ def units_wide() -> Schedule:
             b2 = v()
             a3 = v()
             b3 = v()
-            for q in range(n // 4):
-                p = at + 4 * q
-                x = scalars[row, source + 4 * q, 0]
-                a0 += x * weights[p]
-                b0 += x * weights[p + n]
-                x = scalars[row, source + 4 * q + 1, 0]
-                a1 += x * weights[p + 1]
-                b1 += x * weights[p + n + 1]
-                x = scalars[row, source + 4 * q + 2, 0]
-                a2 += x * weights[p + 2]
-                b2 += x * weights[p + n + 2]
-                x = scalars[row, source + 4 * q + 3, 0]
-                a3 += x * weights[p + 3]
-                b3 += x * weights[p + n + 3]
-            a0 = (a0 + a1) + (a2 + a3) + weights[layers[layer, BIAS] + 2 * j]
-            b0 = (b0 + b1) + (b2 + b3) + weights[layers[layer, BIAS] + 2 * j + 1]
+            for q in range(quads):
+                w = weights[at + q]
+                x = groups[row, source + q]
+                a0 += x[0] * w[0]
+                b0 += x[0] * w[1]
+                a1 += x[1] * w[2]
+                b1 += x[1] * w[3]
+                a2 += x[2] * w[4]
+                b2 += x[2] * w[5]
+                a3 += x[3] * w[6]
+                b3 += x[3] * w[7]
+            bias = weights[layers[layer, BIAS] + j]
+            a0 = (a0 + a1) + (a2 + a3) + bias[0]
+            b0 = (b0 + b1) + (b2 + b3) + bias[1]
             if layers[layer, HIDDEN] != 0:
                 a0 = tanh(a0)
                 b0 = tanh(b0)
@@ -263,12 +266,12 @@ def units_wide() -> Schedule:
             units[row, out + 1] = b0
 
     @wp.func
-    def wide_reverse(weights: wp.array(dtype=v), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     deltas: wp.array2d(dtype=v), delta_scalars: wp.array3d(dtype=float), row: int, delta_row: int):
-        m = (layers[layer, N_OUT] + 7) // 8 * 8
-        target = layers[layer, TARGET]
+    def wide_reverse(weights: wp.array(dtype=w4x2), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
+                     deltas: wp.array2d(dtype=v), delta_groups: wp.array2d(dtype=v4), row: int, delta_row: int):
+        quads = (layers[layer, N_OUT] + 7) // 8 * 2
+        target = layers[layer, TARGET] // 4
         for i in range((layers[layer, N_IN] + 31) // 32):
-            at = layers[layer, REVERSE] + 2 * i * m
+            at = layers[layer, REVERSE] + i * quads
             a0 = v()
             b0 = v()
             a1 = v()
@@ -277,20 +280,17 @@ def units_wide() -> Schedule:
             b2 = v()
             a3 = v()
             b3 = v()
-            for q in range(m // 4):
-                p = at + 4 * q
-                d = delta_scalars[delta_row, target + 4 * q, 0]
-                a0 += d * weights[p]
-                b0 += d * weights[p + m]
-                d = delta_scalars[delta_row, target + 4 * q + 1, 0]
-                a1 += d * weights[p + 1]
-                b1 += d * weights[p + m + 1]
-                d = delta_scalars[delta_row, target + 4 * q + 2, 0]
-                a2 += d * weights[p + 2]
-                b2 += d * weights[p + m + 2]
-                d = delta_scalars[delta_row, target + 4 * q + 3, 0]
-                a3 += d * weights[p + 3]
-                b3 += d * weights[p + m + 3]
+            for q in range(quads):
+                w = weights[at + q]
+                d = delta_groups[delta_row, target + q]
+                a0 += d[0] * w[0]
+                b0 += d[0] * w[1]
+                a1 += d[1] * w[2]
+                b1 += d[1] * w[3]
+                a2 += d[2] * w[4]
+                b2 += d[2] * w[5]
+                a3 += d[3] * w[6]
+                b3 += d[3] * w[7]
             a0 = (a0 + a1) + (a2 + a3)
             b0 = (b0 + b1) + (b2 + b3)
             out = layers[layer, SOURCE] // 16 + 2 * i
@@ -303,35 +303,49 @@ def units_wide() -> Schedule:
             deltas[delta_row, out + 1] = b0
 
     @wp.func
-    def wide_accumulate(layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v), scalars: wp.array3d(dtype=float),
-                        deltas: wp.array2d(dtype=v), first: int, first_delta: int, steps: int, worker: int,
+    def wide_accumulate(layers: wp.array2d(dtype=int), layer: int, groups: wp.array2d(dtype=v4), deltas: wp.array2d(dtype=v),
+                        delta_groups: wp.array2d(dtype=v4), first: int, first_delta: int, steps: int, worker: int,
                         gradients: wp.array2d(dtype=v)):
         blocks = (layers[layer, N_OUT] + 15) // 16
         for j in range(blocks):
             d_at = layers[layer, TARGET] // 16 + j
-            for i in range((layers[layer, N_IN] + 3) // 4):
-                x = layers[layer, SOURCE] + 4 * i
-                at = layers[layer, GRADIENT] + 4 * i * blocks + j
+            for i in range((layers[layer, N_IN] + 7) // 8):
                 a0 = v()
                 a1 = v()
                 a2 = v()
                 a3 = v()
+                a4 = v()
+                a5 = v()
+                a6 = v()
+                a7 = v()
                 for s in range(steps):
                     d = deltas[first_delta + s, d_at]
-                    a0 += scalars[first + s, x, 0] * d
-                    a1 += scalars[first + s, x + 1, 0] * d
-                    a2 += scalars[first + s, x + 2, 0] * d
-                    a3 += scalars[first + s, x + 3, 0] * d
+                    x = groups[first + s, layers[layer, SOURCE] // 4 + 2 * i]
+                    y = groups[first + s, layers[layer, SOURCE] // 4 + 2 * i + 1]
+                    a0 += x[0] * d
+                    a1 += x[1] * d
+                    a2 += x[2] * d
+                    a3 += x[3] * d
+                    a4 += y[0] * d
+                    a5 += y[1] * d
+                    a6 += y[2] * d
+                    a7 += y[3] * d
+                at = layers[layer, GRADIENT] + 8 * i * blocks + j
                 gradients[worker, at] = gradients[worker, at] + a0
                 gradients[worker, at + blocks] = gradients[worker, at + blocks] + a1
                 gradients[worker, at + 2 * blocks] = gradients[worker, at + 2 * blocks] + a2
                 gradients[worker, at + 3 * blocks] = gradients[worker, at + 3 * blocks] + a3
+                gradients[worker, at + 4 * blocks] = gradients[worker, at + 4 * blocks] + a4
+                gradients[worker, at + 5 * blocks] = gradients[worker, at + 5 * blocks] + a5
+                gradients[worker, at + 6 * blocks] = gradients[worker, at + 6 * blocks] + a6
+                gradients[worker, at + 7 * blocks] = gradients[worker, at + 7 * blocks] + a7
             a = v()
             for s in range(steps):
                 a += deltas[first_delta + s, d_at]
-            gradients[worker, layers[layer, BIAS_GRADIENT] + j] = gradients[worker, layers[layer, BIAS_GRADIENT] + j] + a
+            at = layers[layer, BIAS_GRADIENT] + j
+            gradients[worker, at] = gradients[worker, at] + a
 
-    return Schedule("units", 1, v, v, 32, WIDE, wide_forward, wide_reverse, wide_accumulate)
+    return Schedule("units", 1, v, w4x2, v4, 32, 128, WIDE, 8, wide_forward, wide_reverse, wide_accumulate)
 
 
 class Network(NamedTuple):
@@ -363,7 +377,7 @@ def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule) -> Network:
         networks: Sizes of each network, inputs first: (5, 64, 64, 2).
         schedule: How units lie in registers.
     """
-    wide, pad, row = schedule.name == "units", schedule.pad, schedule.weight._length_
+    wide, pad, row, unit = schedule.name == "units", schedule.pad, min(schedule.per_weight, schedule.pad), schedule.per_weight
     table, inputs, outputs, packing, gathering = [], [], [], [], []
     slot = flat = packed = gradient = 0
     for sizes in networks:
@@ -381,13 +395,15 @@ def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule) -> Network:
             groups_m, groups_n = -(-m // pad) * pad, -(-n // pad) * pad
             forward = _packed(index, n8 if wide else n, groups_m, row)
             reverse = _packed(index.T, m8 if wide else m, groups_n, row)
-            places = [packed, packed + forward.size // row]
+            places = [packed, packed + forward.size // unit]
             bias = np.concatenate([bias, np.full(groups_m - m, -1)])
-            places.append(places[1] + bias.size // row)
-            packed = places[2] + reverse.size // row
+            if wide:  # an entry for each 32 outputs, of which it fills a quarter
+                bias = np.pad(bias.reshape(-1, pad), ((0, 0), (0, unit - pad)), constant_values=-1).ravel()
+            places.append(places[1] + bias.size // unit)
+            packed = places[2] + reverse.size // unit
             packing += [forward, bias, reverse]
             columns = -(-m // 16) if wide else -(-m // 4) * 4
-            bias_gradient = gradient + -(-n // 4) * 4 * columns
+            bias_gradient = gradient + -(-n // schedule.inputs) * schedule.inputs * columns
             table.append([n, m, starts[k], starts[k + 1], places[0], places[1], places[2], gradient, bias_gradient,
                           int(k < len(sizes) - 2), int(k > 0)])
             i, j = np.meshgrid(np.arange(n), np.arange(m), indexing="ij")

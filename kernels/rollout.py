@@ -63,7 +63,7 @@ def _forward(system: System, schedule: Schedule) -> Any:
     features, advance = system.features, system.advance
     x_, u_, y_ = vector(system.nx), vector(system.nu), vector(system.ny)
     p_, c_ = vector(system.np), vector(system.nc)
-    unit, weight = schedule.unit, schedule.weight
+    unit, weight, group = schedule.unit, schedule.weight, schedule.group
     worlds, network = schedule.worlds, schedule.forward
 
     @wp.kernel(**OPTIONS)
@@ -76,6 +76,7 @@ def _forward(system: System, schedule: Schedule) -> Any:
         initial: wp.array(dtype=x_), actions: wp.array2d(dtype=u_),
         # Out:
         states: wp.array2d(dtype=x_), units: wp.array2d(dtype=unit), scalars: wp.array3d(dtype=float),
+        groups: wp.array2d(dtype=group),
     ):
         block = first + wp.tid()
         begin = block * worlds
@@ -94,7 +95,7 @@ def _forward(system: System, schedule: Schedule) -> Any:
                 for i in range(inputs.shape[0]):
                     scalars[row, inputs[i], b - begin] = z[i]
             for layer in range(nets):
-                network(weights, layers, layer, units, scalars, row)
+                network(weights, layers, layer, units, groups, row)
             for b in range(begin, end):
                 y = y_()
                 for i in range(outputs.shape[0]):
@@ -108,7 +109,7 @@ def _reverse(system: System, schedule: Schedule) -> Any:
     features, advance = system.features, system.advance
     x_, u_, z_, y_ = vector(system.nx), vector(system.nu), vector(system.nz), vector(system.ny)
     p_, c_ = vector(system.np), vector(system.nc)
-    unit, weight = schedule.unit, schedule.weight
+    unit, weight, group = schedule.unit, schedule.weight, schedule.group
     worlds, network, adjoint, accumulate = schedule.worlds, schedule.forward, schedule.reverse, schedule.accumulate
 
     @wp.func
@@ -128,8 +129,8 @@ def _reverse(system: System, schedule: Schedule) -> Any:
         first: int, batch: int, horizon: int, keep: int, worker: int, nets: int, chunk: int, learn: int,
         states: wp.array2d(dtype=x_), actions: wp.array2d(dtype=u_), grad_states: wp.array2d(dtype=x_),
         # Scratch:
-        units: wp.array2d(dtype=unit), scalars: wp.array3d(dtype=float), deltas: wp.array2d(dtype=unit),
-        delta_scalars: wp.array3d(dtype=float),
+        units: wp.array2d(dtype=unit), scalars: wp.array3d(dtype=float), groups: wp.array2d(dtype=group),
+        deltas: wp.array2d(dtype=unit), delta_scalars: wp.array3d(dtype=float), delta_groups: wp.array2d(dtype=group),
         # Out:
         grad_initial: wp.array(dtype=x_), grad_actions: wp.array2d(dtype=u_), grad_parameters: wp.array(dtype=p_),
         gradients: wp.array2d(dtype=unit),
@@ -160,7 +161,7 @@ def _reverse(system: System, schedule: Schedule) -> Any:
                         for i in range(inputs.shape[0]):
                             scalars[row, inputs[i], lane] = 0.0
                     for layer in range(nets):
-                        network(weights, layers, layer, units, scalars, row)
+                        network(weights, layers, layer, units, groups, row)
             for b in range(begin, end):
                 y = y_()
                 for i in range(outputs.shape[0]):
@@ -176,8 +177,8 @@ def _reverse(system: System, schedule: Schedule) -> Any:
                 for lane in range(end - begin, scalars.shape[2]):
                     for i in range(outputs.shape[0]):
                         delta_scalars[delta_row, outputs[i], lane] = 0.0
-                for l in range(nets):
-                    adjoint(weights, layers, nets - 1 - l, units, deltas, delta_scalars, row, delta_row)
+                for behind in range(nets):
+                    adjoint(weights, layers, nets - 1 - behind, units, deltas, delta_groups, row, delta_row)
                 for b in range(begin, end):
                     gz = z_()
                     for i in range(inputs.shape[0]):
@@ -188,7 +189,7 @@ def _reverse(system: System, schedule: Schedule) -> Any:
                 if learn != 0 and t % chunk == 0:
                     steps = wp.min(chunk, horizon - t)
                     for layer in range(nets):
-                        accumulate(layers, layer, units, scalars, deltas, row, delta_row, steps, worker, gradients)
+                        accumulate(layers, layer, groups, deltas, delta_groups, row, delta_row, steps, worker, gradients)
         for b in range(begin, end):
             grad_initial[b] = grad_initial[b] + grad_states[b, 0]
 
@@ -199,7 +200,7 @@ def _reverse(system: System, schedule: Schedule) -> Any:
 def pack_weights(flat: wp.array(dtype=float), packing: wp.array(dtype=int), packed: wp.array(dtype=float)):
     """Order the flat weights as a schedule wants them; padding is zero."""
     i = wp.tid()
-    value = float(0.0)
+    value = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
     if packing[i] >= 0:
         value = flat[packing[i]]
     packed[i] = value
@@ -210,8 +211,17 @@ def gather_gradients(gradients: wp.array2d(dtype=float), gathering: wp.array(dty
                      flat: wp.array(dtype=float)):
     """Sum the gradients of all workers and lanes in the order of the flat weights."""
     i = wp.tid()
-    total = float(0.0)
+    at = gathering[i] * lanes
+    a0 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
+    a1 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
+    a2 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
+    a3 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
     for k in range(workers):
-        for lane in range(lanes):
-            total += gradients[k, gathering[i] * lanes + lane]
-    flat[i] = total
+        if lanes == 1:
+            a0 += gradients[k, at]
+        for quad in range(lanes // 4):  # four chains of sums, as one waits four cycles for each addition
+            a0 += gradients[k, at + 4 * quad]
+            a1 += gradients[k, at + 4 * quad + 1]
+            a2 += gradients[k, at + 4 * quad + 2]
+            a3 += gradients[k, at + 4 * quad + 3]
+    flat[i] = (a0 + a1) + (a2 + a3)

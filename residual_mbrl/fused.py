@@ -7,8 +7,11 @@ mode, and a transform of ``torch.func`` takes the torch loop.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -35,7 +38,16 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class Fused(NamedTuple):
+class FlatWeights(NamedTuple):
+    """All weights of a model in one float32 vector."""
+
+    values: Tensor
+    version: int
+    """Never the same for other values."""
+
+
+@dataclass
+class Fused:
     """A model ready for fused rollouts."""
 
     terms: WarpTerms
@@ -44,12 +56,16 @@ class Fused(NamedTuple):
     stamp: tuple[object, ...]
     buffers: tuple[tuple[dict[str, Any], str, Any, int], ...]
     values: dict[tuple[float, ...], Tensor]
-    """Rows of parameter values already made."""
+    """The row of parameter values made last."""
+    engines: dict[StepOptions, Engine] = field(default_factory=dict)
+    flat: FlatWeights | None = None
+    """The weights that the last rollout had."""
 
 
 _ready: WeakKeyDictionary[ResidualDynamics, Fused] = WeakKeyDictionary()
 _engines: OrderedDict[tuple[object, ...], Engine] = OrderedDict()
 _lock = Lock()
+_versions = count()
 
 
 def refusal(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> str:
@@ -73,45 +89,51 @@ def fused_rollout(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, pa
     batch, (horizon, nu) = state.shape[:-1], actions.shape[-2:]
     x, u = state.reshape(-1, state.shape[-1]), actions.reshape(-1, horizon, nu)
     p = _parameter_rows(dynamics, ready, x, batch, parameters)
-    flat = _flat_weights(ready.forms, x)
-    if flat.numel() and not bool(torch.isfinite(flat.detach()).all()):
-        raise ValueError(f"rollout: weights of {_overflowing(dynamics)} are not finite in float32")
-    engine = _engine(dynamics, ready, parameters)
-    plan = engine.plan(x.shape[0], horizon, torch.get_num_threads())
-    states: Tensor = _Rollout.apply(plan, x, u, p, flat, ready.constants)
-    return states.reshape(*batch, horizon + 1, x.shape[-1])
+    weights = [w for form in ready.forms for w in form.weights()]
+    flat = _flat_weights(dynamics, ready, weights)
+    plan = _engine(dynamics, ready, parameters).plan(x.shape[0], horizon, torch.get_num_threads())
+    states: Tensor = _Rollout.apply(plan, flat, ready.constants, x, u, p, *weights)
+    return states if states.shape[:-2] == batch else states.reshape(*batch, horizon + 1, x.shape[-1])
 
 
 class _Rollout(torch.autograd.Function):
     """The two launches as one differentiable function."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, state: Tensor, actions: Tensor, parameters: Tensor, weights: Tensor, constants: Tensor) -> Tensor:
+    def forward(ctx: Any, plan: Plan, flat: FlatWeights, constants: Tensor, state: Tensor, actions: Tensor, parameters: Tensor,
+                *weights: Tensor) -> Tensor:
         """Roll out; units of the networks stay in memory where a reverse sweep may come and they are few."""
-        state, actions, parameters, weights = (x.contiguous() for x in (state, actions, parameters, weights))
+        state, actions, parameters = state.contiguous(), actions.contiguous(), parameters.contiguous()
         states = state.new_empty(state.shape[0], actions.shape[1] + 1, state.shape[1])
         kept = plan.keep() if plan.keeps and any(ctx.needs_input_grad) else None
-        plan.forward(weights=weights.data_ptr(), constants=constants.data_ptr(), parameters=parameters.data_ptr(),
-                     initial=state.data_ptr(), actions=actions.data_ptr(), states=states.data_ptr(), kept=kept)
-        ctx.save_for_backward(actions, parameters, weights, constants, states)
-        ctx.plan, ctx.kept = plan, kept
+        plan.forward(weights=flat.values.data_ptr(), version=flat.version, constants=constants.data_ptr(),
+                     parameters=parameters.data_ptr(), initial=state.data_ptr(), actions=actions.data_ptr(), states=states.data_ptr(),
+                     kept=kept)
+        ctx.save_for_backward(actions, parameters, constants, states)
+        ctx.plan, ctx.kept, ctx.flat = plan, kept, flat
+        ctx.likes = [(w.shape, w.dtype) for w in weights]
         return states
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Sweep back."""
-        actions, parameters, weights, constants, states = ctx.saved_tensors
-        grad = grad.contiguous()
-        by_state, by_actions = torch.empty_like(states[:, 0]), torch.empty_like(actions)
+        actions, parameters, constants, states = ctx.saved_tensors
+        flat: FlatWeights = ctx.flat
+        grad, likes = grad.contiguous(), ctx.likes
+        by_state, by_actions = states.new_empty(states.shape[0], states.shape[2]), torch.empty_like(actions)
         by_parameters = torch.empty_like(parameters)
-        by_weights = torch.empty_like(weights) if ctx.needs_input_grad[4] and weights.numel() else None
-        ctx.plan.reverse(weights=weights.data_ptr(), constants=constants.data_ptr(), parameters=parameters.data_ptr(),
-                         states=states.data_ptr(), actions=actions.data_ptr(), grad_states=grad.data_ptr(),
-                         grad_initial=by_state.data_ptr(), grad_actions=by_actions.data_ptr(),
+        by_weights = torch.empty_like(flat.values) if any(ctx.needs_input_grad[6:]) else None
+        ctx.plan.reverse(weights=flat.values.data_ptr(), version=flat.version, constants=constants.data_ptr(),
+                         parameters=parameters.data_ptr(), states=states.data_ptr(), actions=actions.data_ptr(),
+                         grad_states=grad.data_ptr(), grad_initial=by_state.data_ptr(), grad_actions=by_actions.data_ptr(),
                          grad_parameters=by_parameters.data_ptr(),
                          grad_weights=None if by_weights is None else by_weights.data_ptr(), kept=ctx.kept)
-        return None, by_state, by_actions, by_parameters, by_weights, None
+        if by_weights is None:
+            return None, None, None, by_state, by_actions, by_parameters, *(None for _ in likes)
+        parts = by_weights.split([shape.numel() for shape, _ in likes])
+        return (None, None, None, by_state, by_actions, by_parameters,
+                *(part.reshape(shape).to(dtype) for part, (shape, dtype) in zip(parts, likes, strict=True)))
 
 
 def _prepare(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> Fused | Refusal:
@@ -186,9 +208,21 @@ def _parameter_rows(dynamics: ResidualDynamics, ready: Fused, like: Tensor, batc
     return torch.stack(columns, -1).reshape(like.shape[0], -1)
 
 
-def _flat_weights(forms: Sequence[WarpForm], like: Tensor) -> Tensor:
-    weights = [w.reshape(-1) for form in forms for w in form.weights()]
-    return torch.cat(weights).to(like) if weights else like.new_zeros(0)
+def _flat_weights(dynamics: ResidualDynamics, ready: Fused, weights: Sequence[Tensor]) -> FlatWeights:
+    """Return the weights in order. Values are compared, since a version counter misses what is written through ``.data``."""
+    with torch.no_grad():
+        values = torch.cat([w.reshape(-1) for w in weights]).float() if weights else torch.zeros(1)
+    last = ready.flat
+    if last is not None and torch.equal(values, last.values):
+        return last
+    if not _is_finite(values):
+        raise ValueError(f"rollout: weights of {_overflowing(dynamics)} are not finite in float32")
+    ready.flat = FlatWeights(values, next(_versions))
+    return ready.flat
+
+
+def _is_finite(values: Tensor) -> bool:
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _overflowing(dynamics: ResidualDynamics) -> str:
@@ -209,22 +243,24 @@ def _engine(dynamics: ResidualDynamics, ready: Fused, parameters: Values) -> Eng
         raise TypeError(f"expected a MechanicalBaseline, received {type(baseline).__name__}")
     options = StepOptions(baseline.dt, baseline.substeps, baseline.integrator, acts(ready.terms.damping_parameters),
                           acts(ready.terms.friction_parameters), any(f.damping for f in ready.forms), any(f.friction for f in ready.forms))
-    key = (type(baseline), tuple(baseline.parameters.names), options, tuple((f.key, f.sizes) for f in ready.forms))
-    with _lock:
-        if key not in _engines:
-            _engines[key] = _built(baseline, ready.terms, options, ready.forms)
-            while len(_engines) > STRUCTURES:
-                _engines.popitem(last=False)
-        _engines.move_to_end(key)
-        return _engines[key]
+    if options not in ready.engines:
+        key = (type(baseline), tuple(baseline.parameters.names), options, tuple((f.key, f.sizes) for f in ready.forms))
+        with _lock:
+            if key not in _engines:
+                _engines[key] = _built(baseline, ready.terms, options, ready.forms)
+                while len(_engines) > STRUCTURES:
+                    _engines.popitem(last=False)
+            _engines.move_to_end(key)
+            ready.engines[options] = _engines[key]
+    return ready.engines[options]
 
 
 def _built(baseline: MechanicalBaseline, terms: WarpTerms, options: StepOptions, forms: Sequence[WarpForm]) -> Engine:
     """Put the Warp functions of system and residuals together."""
     import warp as wp  # noqa: PLC0415  # half a second that only fused rollouts need
 
-    from residual_mbrl.kernels.launch import Engine  # noqa: PLC0415
     from residual_mbrl.kernels.lanes import vector  # noqa: PLC0415
+    from residual_mbrl.kernels.launch import Engine  # noqa: PLC0415
     from residual_mbrl.kernels.rollout import System  # noqa: PLC0415
 
     space = baseline.space

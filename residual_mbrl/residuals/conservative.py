@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual
 from residual_mbrl.residuals.networks import per_member
-from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, port_type
+from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, port_type, warp_function
 from residual_mbrl.spaces import StateSpace
 
 
@@ -139,21 +139,21 @@ def _warp_inputs(plain: tuple[int, ...], periodic: tuple[int, ...], c0: int) -> 
     import warp as wp  # noqa: PLC0415  # only fused rollouts need it
 
     def scaled(i: int, at: int) -> WarpFunction:
-        @wp.func
+        @warp_function
         def centred(x: Any, u: Any, c: Any) -> float:
             return float((x[i] - c[at]) * c[at + 1])
 
         return centred  # type: ignore[no-any-return]
 
     def cosine(i: int) -> WarpFunction:
-        @wp.func
+        @warp_function
         def cosine_of(x: Any, u: Any, c: Any) -> float:
             return float(wp.cos(x[i]))
 
         return cosine_of  # type: ignore[no-any-return]
 
     def sine(i: int) -> WarpFunction:
-        @wp.func
+        @warp_function
         def sine_of(x: Any, u: Any, c: Any) -> float:
             return float(wp.sin(x[i]))
 
@@ -169,14 +169,14 @@ def _warp_force(nq: int, plain: tuple[int, ...], periodic: tuple[int, ...], y0: 
     port, scale, n, m = port_type(nq), c0 + 2 * len(plain), len(plain), len(periodic)
 
     def plain_force(k: int) -> WarpFunction:
-        @wp.func
+        @warp_function
         def along_coordinate(y: Any, x: Any, u: Any, c: Any) -> float:
             return float(-c[scale] * y[y0 + k] * c[c0 + 2 * k + 1])
 
         return along_coordinate  # type: ignore[no-any-return]
 
     def periodic_force(k: int, i: int) -> WarpFunction:
-        @wp.func
+        @warp_function
         def along_turn(y: Any, x: Any, u: Any, c: Any) -> float:
             return float(-c[scale] * (wp.cos(x[i]) * y[y0 + n + m + k] - wp.sin(x[i]) * y[y0 + n + k]))
 
@@ -185,7 +185,7 @@ def _warp_force(nq: int, plain: tuple[int, ...], periodic: tuple[int, ...], y0: 
     along = {**{i: plain_force(k) for k, i in enumerate(plain)}, **{i: periodic_force(k, i) for k, i in enumerate(periodic)}}
     forces = [along[i] for i in range(nq)]
 
-    @wp.func
+    @warp_function
     def potential_force(y: Any, x: Any, u: Any, c: Any) -> Any:
         out = port()
         for i in range(wp.static(nq)):

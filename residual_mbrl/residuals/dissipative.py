@@ -12,7 +12,15 @@ from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live, power_certificate
 from residual_mbrl.residuals.features import Feature, FeatureMap
 from residual_mbrl.residuals.networks import Perceptron
-from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, feature_form, perceptron_sizes, perceptron_weights, port_type
+from residual_mbrl.residuals.warp_form import (
+    WarpForm,
+    WarpFunction,
+    feature_form,
+    perceptron_sizes,
+    perceptron_weights,
+    port_type,
+    warp_function,
+)
 from residual_mbrl.spaces import StateSpace
 
 
@@ -101,18 +109,18 @@ def _warp_damping(nv: int, *, explicit: bool, diagonal: bool, y0: int, root: int
 
     port, v3 = port_type(nv), wp.types.vector(length=3, dtype=wp.float32)
 
-    @wp.func
+    @warp_function
     def one(y: Any, c: Any) -> Any:
         a = c[root] * wp.tanh(y[y0])
         return v3(a * a, 0.0, 0.0)
 
-    @wp.func
+    @warp_function
     def two_diagonal(y: Any, c: Any) -> Any:
         a = c[root] * wp.tanh(y[y0])
         b = c[root] * wp.tanh(y[y0 + 1])
         return v3(a * a, 0.0, b * b)
 
-    @wp.func
+    @warp_function
     def two(y: Any, c: Any) -> Any:
         a = c[root] * wp.tanh(y[y0])
         b = c[root] * wp.tanh(y[y0 + 1])
@@ -121,22 +129,22 @@ def _warp_damping(nv: int, *, explicit: bool, diagonal: bool, y0: int, root: int
 
     matrix = one if nv == 1 else two_diagonal if diagonal else two
 
-    @wp.func
+    @warp_function
     def damping_one(y: Any, x: Any, u: Any, c: Any) -> Any:
         d = matrix(y, c)
         return port(0.0, d[0], 0.0)
 
-    @wp.func
+    @warp_function
     def force_one(y: Any, x: Any, u: Any, c: Any) -> Any:
         d = matrix(y, c)
         return port(-d[0] * x[1], 0.0, 0.0)
 
-    @wp.func
+    @warp_function
     def damping_two(y: Any, x: Any, u: Any, c: Any) -> Any:
         d = matrix(y, c)
         return port(0.0, 0.0, d[0], d[1], d[1], d[2], 0.0, 0.0)
 
-    @wp.func
+    @warp_function
     def force_two(y: Any, x: Any, u: Any, c: Any) -> Any:
         d = matrix(y, c)
         return port(-d[0] * x[2] - d[1] * x[3], -d[1] * x[2] - d[2] * x[3], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -12,7 +12,15 @@ from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live, power_certificate
 from residual_mbrl.residuals.features import Feature, FeatureMap
 from residual_mbrl.residuals.networks import Perceptron
-from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, feature_form, perceptron_sizes, perceptron_weights, port_type
+from residual_mbrl.residuals.warp_form import (
+    WarpForm,
+    WarpFunction,
+    feature_form,
+    perceptron_sizes,
+    perceptron_weights,
+    port_type,
+    warp_function,
+)
 from residual_mbrl.spaces import StateSpace
 
 
@@ -59,7 +67,7 @@ class DryFriction(Residual):
 
             port, bound, start = port_type(nv), c0 + entries, nv + nv * nv
 
-            @wp.func
+            @warp_function
             def added_limit(y: Any, x: Any, u: Any, c: Any) -> Any:
                 out = port()
                 for i in range(nv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,13 @@ class WarpForm(NamedTuple):
     """Whether it adds to the damping part of the port."""
     friction: bool = False
     """Whether it adds to the friction part of the port."""
+
+
+def warp_function(function: WarpFunction) -> Any:
+    """Return ``wp.func`` of a function itself, below whatever a checker of annotations has wrapped around it."""
+    import warp as wp  # noqa: PLC0415
+
+    return wp.func(inspect.unwrap(function))
 
 
 def port_type(nv: int) -> Any:
@@ -117,15 +125,13 @@ def _constants(f: Feature, features: FeatureMap, column: int) -> list[float]:
 
 
 def _source(place: tuple[bool, int]) -> WarpFunction:
-    import warp as wp  # noqa: PLC0415
-
     is_action, i = place
 
-    @wp.func
+    @warp_function
     def action_entry(x: Any, u: Any) -> float:
         return float(u[i])
 
-    @wp.func
+    @warp_function
     def state_entry(x: Any, u: Any) -> float:
         return float(x[i])
 
@@ -139,36 +145,36 @@ def _entry(f: Feature, place: tuple[bool, int], direction: tuple[bool, int] | No
     source, last = _source(place), float(f.knots - 1)
     centre = float(knot)
 
-    @wp.func
+    @warp_function
     def magnitude(x: float) -> float:
         # wp.abs has slope 1 at zero, torch has 0, and a log starts at rest
         return float(x * wp.where(x > 0.0, 1.0, wp.where(x < 0.0, -1.0, 0.0)))
 
-    @wp.func
+    @warp_function
     def entry_identity(x: Any, u: Any, c: Any) -> float:
         return float(source(x, u) * c[at])
 
-    @wp.func
+    @warp_function
     def entry_abs(x: Any, u: Any, c: Any) -> float:
         return float(magnitude(source(x, u)) * c[at])
 
-    @wp.func
+    @warp_function
     def entry_sign(x: Any, u: Any, c: Any) -> float:
         return float(wp.tanh(source(x, u) * c[at]))
 
-    @wp.func
+    @warp_function
     def entry_sin(x: Any, u: Any, c: Any) -> float:
         return float(wp.sin(source(x, u)))
 
-    @wp.func
+    @warp_function
     def entry_cos(x: Any, u: Any, c: Any) -> float:
         return float(wp.cos(source(x, u)))
 
-    @wp.func
+    @warp_function
     def entry_slow(x: Any, u: Any, c: Any) -> float:
         return float(wp.exp(-magnitude(source(x, u)) * c[at]))
 
-    @wp.func
+    @warp_function
     def entry_hats(x: Any, u: Any, c: Any) -> float:
         place = wp.min(wp.max((source(x, u) - c[at]) * c[at + 1], 0.0), 1.0) * last
         return float(wp.max(1.0 - magnitude(place - centre), 0.0))
@@ -180,7 +186,7 @@ def _entry(f: Feature, place: tuple[bool, int], direction: tuple[bool, int] | No
         return plain  # type: ignore[no-any-return]
     along, pace = _source(direction), at + len(_numbers(f))
 
-    @wp.func
+    @warp_function
     def entry_directed(x: Any, u: Any, c: Any) -> float:
         return float(plain(x, u, c) * wp.tanh(along(x, u) * c[pace]))
 
