@@ -30,16 +30,16 @@ def vector(length: int) -> Any:
 
 @cache
 def tanh_of(length: int) -> Any:
-    """Return tanh of a vector, relative error below 4e-7 everywhere (measured against float64); NaN stays NaN.
+    """Return tanh of a vector, relative error below 4e-7 everywhere (measured against float64).
 
-    The rational approximation of Eigen (13th over 6th degree), exact at zero, clamped where float32 tanh is 1 to rounding.
+    The rational approximation of Eigen (13th over 6th degree), exact at zero, clamped where float32 tanh is 1 to rounding. The
+    clamp turns NaN into -1: a world whose state is not a number shows it in its state, not in its units.
     """
     v = vector(length)
 
     @wp.func
     def tanh(x: v) -> v:
         limit = v(wp.float32(7.90531))
-        # min and max return their first argument where a comparison with NaN fails
         x = wp.min(wp.max(x, -limit), limit)
         x2 = wp.cw_mul(x, x)
         p = x2 * wp.float32(-2.76076847742355e-16) + v(wp.float32(2.00018790482477e-13))

@@ -127,7 +127,7 @@ def warp_step(terms: WarpTerms, nv: int, options: StepOptions) -> WarpFunction |
             state = substep(state, u, port, p)
         return state
 
-    return step  # type: ignore[no-any-return]
+    return step
 
 
 class _Parts(NamedTuple):
@@ -301,7 +301,7 @@ def _clip() -> WarpFunction:
     def clip(x: float, bound: float) -> float:
         return float(wp.where(x < -bound, -bound, wp.where(x > bound, bound, x)))
 
-    return clip  # type: ignore[no-any-return]
+    return clip
 
 
 def _friction_one(h: float) -> WarpFunction:
@@ -315,7 +315,7 @@ def _friction_one(h: float) -> WarpFunction:
         bound = h * limit[0] / mass[0]
         return v1(v[0] - clip(v[0], bound))
 
-    return rub_one  # type: ignore[no-any-return]
+    return rub_one
 
 
 def _friction_two(h: float) -> WarpFunction:
@@ -353,4 +353,4 @@ def _friction_two(h: float) -> WarpFunction:
             s = sweep(s, i00, i01, i11, b0, b1)
         return v2(s[0], s[1])
 
-    return rub_two  # type: ignore[no-any-return]
+    return rub_two

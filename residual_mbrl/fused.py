@@ -23,7 +23,7 @@ from residual_mbrl.baselines import Values
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.physics.mechanical import MechanicalBaseline
 from residual_mbrl.physics.mechanical_warp import StepOptions, WarpTerms, warp_step
-from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, port_type
+from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, collected, port_type, summed
 
 if TYPE_CHECKING:
     from residual_mbrl.kernels.launch import Engine, Plan
@@ -54,7 +54,7 @@ class Fused:
     forms: tuple[WarpForm, ...]
     constants: Tensor
     stamp: tuple[object, ...]
-    buffers: tuple[tuple[dict[str, Any], str, Any, int], ...]
+    buffers: tuple[tuple[Mapping[str, object], str, Tensor, int], ...]
     values: dict[tuple[float, ...], Tensor]
     """The row of parameter values made last."""
     engines: dict[StepOptions, Engine] = field(default_factory=dict)
@@ -92,7 +92,8 @@ def fused_rollout(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, pa
     weights = [w for form in ready.forms for w in form.weights()]
     flat = _flat_weights(dynamics, ready, weights)
     plan = _engine(dynamics, ready, parameters).plan(x.shape[0], horizon, torch.get_num_threads())
-    states: Tensor = _Rollout.apply(plan, flat, ready.constants, x, u, p, *weights)
+    states: Tensor = _Rollout.apply(  # type: ignore[no-untyped-call]
+        plan, flat, ready.constants, x, u, p, *weights)
     return states if states.shape[:-2] == batch else states.reshape(*batch, horizon + 1, x.shape[-1])
 
 
@@ -277,19 +278,11 @@ def _built(baseline: MechanicalBaseline, terms: WarpTerms, options: StepOptions,
     nz = len(entries)
     inputs, port = vector(max(nz, 1)), port_type(space.nv)
 
-    @wp.func
-    def features(x: Any, u: Any, c: Any) -> Any:
-        z = inputs()
-        for i in range(wp.static(nz)):
-            z[i] = wp.static(entries[i])(x, u, c)
-        return z
+    features, ports = collected(inputs, entries), summed(port, emits)
 
     @wp.func
     def advance(x: Any, u: Any, y: Any, p: Any, c: Any) -> Any:
-        pushed = port()
-        for i in range(wp.static(len(emits))):
-            pushed = pushed + wp.static(emits[i])(y, x, u, c)
-        return step(x, u, pushed, p)
+        return step(x, u, ports(y, x, u, c), p)
 
     system = System(features, advance, nx=space.nx, nu=space.nu, nz=max(nz, 1), ny=max(y0, 1), np=len(baseline.parameters), nc=c0 + 1)
     return Engine(system, [f.sizes for f in forms])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual
 from residual_mbrl.residuals.networks import per_member
-from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, port_type, warp_function
+from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, port_type, summed, warp_function
 from residual_mbrl.spaces import StateSpace
 
 
@@ -168,28 +168,22 @@ def _warp_force(nq: int, plain: tuple[int, ...], periodic: tuple[int, ...], y0: 
 
     port, scale, n, m = port_type(nq), c0 + 2 * len(plain), len(plain), len(periodic)
 
-    def plain_force(k: int) -> WarpFunction:
+    def plain_force(i: int, k: int) -> WarpFunction:
         @warp_function
-        def along_coordinate(y: Any, x: Any, u: Any, c: Any) -> float:
-            return float(-c[scale] * y[y0 + k] * c[c0 + 2 * k + 1])
+        def along_coordinate(y: Any, x: Any, u: Any, c: Any) -> Any:
+            out = port()
+            out[i] = -c[scale] * y[y0 + k] * c[c0 + 2 * k + 1]
+            return out
 
         return along_coordinate  # type: ignore[no-any-return]
 
-    def periodic_force(k: int, i: int) -> WarpFunction:
+    def periodic_force(i: int, k: int) -> WarpFunction:
         @warp_function
-        def along_turn(y: Any, x: Any, u: Any, c: Any) -> float:
-            return float(-c[scale] * (wp.cos(x[i]) * y[y0 + n + m + k] - wp.sin(x[i]) * y[y0 + n + k]))
+        def along_turn(y: Any, x: Any, u: Any, c: Any) -> Any:
+            out = port()
+            out[i] = -c[scale] * (wp.cos(x[i]) * y[y0 + n + m + k] - wp.sin(x[i]) * y[y0 + n + k])
+            return out
 
         return along_turn  # type: ignore[no-any-return]
 
-    along = {**{i: plain_force(k) for k, i in enumerate(plain)}, **{i: periodic_force(k, i) for k, i in enumerate(periodic)}}
-    forces = [along[i] for i in range(nq)]
-
-    @warp_function
-    def potential_force(y: Any, x: Any, u: Any, c: Any) -> Any:
-        out = port()
-        for i in range(wp.static(nq)):
-            out[i] = wp.static(forces[i])(y, x, u, c)
-        return out
-
-    return potential_force  # type: ignore[no-any-return]
+    return summed(port, [*(plain_force(i, k) for k, i in enumerate(plain)), *(periodic_force(i, k) for k, i in enumerate(periodic))])

@@ -47,6 +47,52 @@ def warp_function(function: WarpFunction) -> Any:
     return wp.func(inspect.unwrap(function))
 
 
+def collected(vector: Any, entries: Sequence[WarpFunction]) -> WarpFunction:
+    """Return ``(x, u, c) -> vector`` of scalar functions.
+
+    Functions are joined in pairs, by closures: ``wp.static(functions[i])`` in a generic function is left out of the hash by which
+    Warp (1.19) finds compiled code again, and another model's kernel would be run.
+    """
+    @warp_function
+    def nothing(x: Any, u: Any, c: Any) -> Any:
+        return vector()
+
+    def with_entry(before: WarpFunction, k: int, entry: WarpFunction) -> WarpFunction:
+        @warp_function
+        def one_more(x: Any, u: Any, c: Any) -> Any:
+            z = vector()
+            z[k] = entry(x, u, c)
+            return before(x, u, c) + z
+
+        return one_more  # type: ignore[no-any-return]
+
+    joined: WarpFunction = nothing
+    for k, entry in enumerate(entries):
+        joined = with_entry(joined, k, entry)
+    return joined
+
+
+def summed(vector: Any, functions: Sequence[WarpFunction]) -> WarpFunction:
+    """Return ``(y, x, u, c) -> vector``, the sum of functions of that kind; zero of none. Joined as in ``collected``."""
+    @warp_function
+    def zero(y: Any, x: Any, u: Any, c: Any) -> Any:
+        return vector()
+
+    def both(f: WarpFunction, g: WarpFunction) -> WarpFunction:
+        @warp_function
+        def sum_of_two(y: Any, x: Any, u: Any, c: Any) -> Any:
+            return f(y, x, u, c) + g(y, x, u, c)
+
+        return sum_of_two  # type: ignore[no-any-return]
+
+    if not functions:
+        return zero  # type: ignore[no-any-return]
+    joined = functions[0]
+    for function in functions[1:]:
+        joined = both(joined, function)
+    return joined
+
+
 def port_type(nv: int) -> Any:
     """Return the Warp vector [force, damping, friction limit] of a system of nv degrees of freedom."""
     import warp as wp  # noqa: PLC0415  # only fused rollouts need it
@@ -135,7 +181,7 @@ def _source(place: tuple[bool, int]) -> WarpFunction:
     def state_entry(x: Any, u: Any) -> float:
         return float(x[i])
 
-    return action_entry if is_action else state_entry
+    return action_entry if is_action else state_entry  # type: ignore[no-any-return]
 
 
 def _entry(f: Feature, place: tuple[bool, int], direction: tuple[bool, int] | None, at: int, knot: int) -> WarpFunction:
