@@ -53,7 +53,8 @@ class Fused:
     terms: WarpTerms
     forms: tuple[WarpForm, ...]
     constants: Tensor
-    stamp: tuple[object, ...]
+    residuals: list[object]
+    settings: tuple[tuple[Mapping[str, object], tuple[str, ...], list[object]], ...]
     buffers: tuple[tuple[Mapping[str, object], str, Tensor, int], ...]
     values: dict[tuple[float, ...], Tensor]
     """The row of parameter values made last."""
@@ -148,7 +149,7 @@ def _prepare(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, paramet
     if state.numel() == 0 or actions.numel() == 0:
         return Refusal("the batch is empty")
     ready = _ready.get(dynamics)
-    if ready is None or ready.stamp != _stamp(dynamics) or any(d.get(n) is not t or t._version != v for d, n, t, v in ready.buffers):
+    if ready is None or not _is_current(ready, dynamics):
         made = _make(dynamics)
         if isinstance(made, Refusal):
             return made
@@ -175,7 +176,7 @@ def _make(dynamics: ResidualDynamics) -> Fused | Refusal:
         forms.append(form)
     constants = torch.cat([*(f.constants.float() for f in forms), torch.zeros(1)]).contiguous()
     buffers = tuple((m._buffers, n, b, b._version) for m in dynamics.residuals.modules() for n, b in m._buffers.items() if b is not None)
-    return Fused(terms, tuple(forms), constants, _stamp(dynamics), buffers, {})
+    return Fused(terms, tuple(forms), constants, list(dynamics.residuals._modules.values()), _settings(dynamics), buffers, {})
 
 
 def _speaks_for(part: object, form: str, names: Sequence[str]) -> bool:
@@ -185,13 +186,19 @@ def _speaks_for(part: object, form: str, names: Sequence[str]) -> bool:
     return all(owner <= next((i for i, c in enumerate(order) if n in vars(c)), owner) for n in names)
 
 
-def _stamp(dynamics: ResidualDynamics) -> tuple[object, ...]:
-    """Everything but weights, values and normalisers that a compiled model depends on."""
-    return (_plain(vars(dynamics.baseline)), *((id(r), _plain(vars(r))) for r in dynamics.residuals))
+def _settings(dynamics: ResidualDynamics) -> tuple[tuple[Mapping[str, object], tuple[str, ...], list[object]], ...]:
+    """Everything but weights, values and normalisers that a compiled model depends on: attributes, their names, and what they are now."""
+    found = []
+    for part in (dynamics.baseline, *dynamics.residuals):
+        names = tuple(n for n, v in vars(part).items() if isinstance(v, int | float | str | tuple))
+        found.append((vars(part), names, [vars(part)[n] for n in names]))
+    return tuple(found)
 
 
-def _plain(attributes: Mapping[str, object]) -> tuple[object, ...]:
-    return tuple(v for v in attributes.values() if isinstance(v, int | float | str | tuple))
+def _is_current(ready: Fused, dynamics: ResidualDynamics) -> bool:
+    return (ready.residuals == list(dynamics.residuals._modules.values())
+            and all([d[n] for n in names] == values for d, names, values in ready.settings)
+            and not any(d.get(n) is not t or t._version != v for d, n, t, v in ready.buffers))
 
 
 def _parameter_rows(dynamics: ResidualDynamics, ready: Fused, like: Tensor, batch: torch.Size, parameters: Values) -> Tensor:
