@@ -29,7 +29,7 @@ WIDE_WORLDS = 8
 """Batches up to this size run with a layer's units in the lanes, larger ones with worlds."""
 PIECES = 4
 """Pieces of a batch for each thread."""
-THREAD_WORK = 1_000_000
+THREAD_WORK = 100_000
 """Vector operations of a sweep below which a second thread costs more than it gives."""
 SHAPES = 16
 """Shapes whose launches are remembered."""
@@ -169,12 +169,12 @@ class Plan:
         for other in others:
             other.result()
 
-    def _model(self) -> list[Any]:
+    def _model(self, reverse: bool) -> list[Any]:
         network, schedule, s = self.network, self.schedule, self._system
         table = network.layers if len(network.layers) else np.zeros((1, 1), np.int32)
         return [_view(self._packed, schedule.weight, (self._packed.size // schedule.per_weight,)),
                 wp.array(table, dtype=int, device="cpu"), _ints(network.inputs), _ints(network.outputs),
-                _dummy(s.nc, (1,)), _dummy(s.np, (self.batch,))]
+                *([_ints(network.squashed)] if reverse else []), _dummy(s.nc, (1,)), _dummy(s.np, (self.batch,))]
 
     def _rows(self, rows: int) -> tuple[np.ndarray, list[Any]]:
         array = aligned_zeros(rows, self.width, self.lanes)
@@ -187,7 +187,7 @@ class Plan:
         s, b, h = self._system, self.batch, self.horizon
         scratch, rows = self._rows(self.workers)
         launch = Recorded(self._kernels.forward, self.piece, [
-            *self._model(), 0, b, h, 0, worker, len(self.network.layers), _dummy(s.nx, (b,)), _dummy(s.nu, (b, h)),
+            *self._model(reverse=False), 0, b, h, 0, worker, len(self.network.layers), _dummy(s.nx, (b,)), _dummy(s.nu, (b, h)),
             _dummy(s.nx, (b, h + 1)), *rows])
         launch.scratch, launch.memory = int(scratch.ctypes.data), scratch  # type: ignore[attr-defined]
         return launch
@@ -198,7 +198,7 @@ class Plan:
         (scratch, rows), (deltas, delta_rows) = self._rows(self.workers * chunk), self._rows(self.workers * chunk)
         gradients = _view(self._gradients, self.schedule.unit, self._gradients.shape[:2])
         launch = Recorded(self._kernels.reverse, self.piece, [
-            *self._model(), 0, b, h, 0, worker, len(self.network.layers), chunk, int(learn), _dummy(s.nx, (b, h + 1)),
+            *self._model(reverse=True), 0, b, h, 0, worker, len(self.network.layers), chunk, int(learn), _dummy(s.nx, (b, h + 1)),
             _dummy(s.nu, (b, h)), _dummy(s.nx, (b, h + 1)), *rows, *delta_rows, _dummy(s.nx, (b,)), _dummy(s.nu, (b, h)),
             _dummy(s.np, (b,)), gradients])
         launch.scratch, launch.memory = int(scratch.ctypes.data), (scratch, deltas)  # type: ignore[attr-defined]
@@ -208,8 +208,9 @@ class Plan:
 class Engine:
     """A system with its networks, ready to run at any shape; plans are made once a shape and the latest ones remembered."""
 
-    def __init__(self, system: System, networks: Sequence[Sequence[int]]) -> None:
+    def __init__(self, system: System, networks: Sequence[Sequence[int]], squashed: Sequence[bool] = ()) -> None:
         self.system, self.networks = system, tuple(tuple(n) for n in networks)
+        self._squashed = tuple(squashed)
         self.weights = sum(n * m + m for sizes in self.networks for n, m in itertools.pairwise(sizes))
         self._plans: OrderedDict[tuple[int, int, int, str], Plan] = OrderedDict()
         self._built: dict[str, tuple[Schedule, Any, Network]] = {}
@@ -223,7 +224,7 @@ class Engine:
             if key not in self._plans:
                 if name not in self._built:
                     chosen = units_wide() if name == "units" else lanes(lane_count())
-                    self._built[name] = (chosen, build(self.system, chosen), _laid_out(self.networks, chosen))
+                    self._built[name] = (chosen, build(self.system, chosen), _laid_out(self.networks, chosen, self._squashed))
                 chosen, kernels, network = self._built[name]
                 self._plans[key] = Plan(self.system, kernels, network, chosen, batch=batch, horizon=horizon, workers=workers)
                 while len(self._plans) > SHAPES:
@@ -232,11 +233,11 @@ class Engine:
             return self._plans[key]
 
 
-def _laid_out(networks: Sequence[Sequence[int]], schedule: Schedule) -> Network:
+def _laid_out(networks: Sequence[Sequence[int]], schedule: Schedule, squashed: Sequence[bool]) -> Network:
     if networks:
-        return lay_out(networks, schedule)
+        return lay_out(networks, schedule, squashed)
     none = np.zeros(0, np.int32)
-    return Network(np.zeros((0, 1), np.int32), none, none, 0, none, none, 0)
+    return Network(np.zeros((0, 1), np.int32), none, none, none, 0, none, none, 0)
 
 
 def _drain(launch: Recorded, pieces: "itertools.count[int]", blocks: int) -> None:

@@ -357,6 +357,8 @@ class Network(NamedTuple):
     """Slot of each input, shape [inputs]."""
     outputs: np.ndarray
     """Slot of each output, shape [outputs]."""
+    squashed: np.ndarray
+    """Whether a tanh follows each output, shape [outputs]."""
     slots: int
     """Slots of a row."""
     packing: np.ndarray
@@ -367,7 +369,7 @@ class Network(NamedTuple):
     """Vectors of a gradient array."""
 
 
-def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule) -> Network:
+def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule, squashed: Sequence[bool] = ()) -> Network:
     """Lay networks out for a schedule.
 
     Flat weights are, network by network and layer by layer, the matrix [inputs, outputs] by rows and then the bias. Inputs and
@@ -376,11 +378,13 @@ def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule) -> Network:
     Args:
         networks: Sizes of each network, inputs first: (5, 64, 64, 2).
         schedule: How units lie in registers.
+        squashed: For each network whether a tanh follows its outputs too; none does where missing.
     """
     wide, pad, row, unit = schedule.name == "units", schedule.pad, min(schedule.per_weight, schedule.pad), schedule.per_weight
     table, inputs, outputs, packing, gathering = [], [], [], [], []
     slot = flat = packed = gradient = 0
-    for sizes in networks:
+    squashed = tuple(squashed) or (False,) * len(networks)
+    for sizes, squash in zip(networks, squashed, strict=True):
         starts = []
         for size in sizes:
             starts.append(slot)
@@ -405,14 +409,15 @@ def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule) -> Network:
             columns = -(-m // 16) if wide else -(-m // 4) * 4
             bias_gradient = gradient + -(-n // schedule.inputs) * schedule.inputs * columns
             table.append([n, m, starts[k], starts[k + 1], places[0], places[1], places[2], gradient, bias_gradient,
-                          int(k < len(sizes) - 2), int(k > 0)])
+                          int(squash or k < len(sizes) - 2), int(k > 0)])
             i, j = np.meshgrid(np.arange(n), np.arange(m), indexing="ij")
             if wide:
                 gathering += [((gradient + i * columns + j // 16) * 16 + j % 16).ravel(), bias_gradient * 16 + np.arange(m)]
             else:
                 gathering += [(gradient + i * columns + j).ravel(), bias_gradient + np.arange(m)]
             gradient = bias_gradient + columns
-    return Network(np.array(table, np.int32), np.array(inputs, np.int32), np.array(outputs, np.int32), slot,
+    return Network(np.array(table, np.int32), np.array(inputs, np.int32), np.array(outputs, np.int32),
+                   np.repeat(np.array(squashed, np.int32), [sizes[-1] for sizes in networks]), slot,
                    np.concatenate(packing).astype(np.int32), np.concatenate(gathering).astype(np.int32), gradient)
 
 

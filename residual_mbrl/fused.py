@@ -69,12 +69,6 @@ _lock = Lock()
 _versions = count()
 
 
-def refusal(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> str:
-    """Return why this rollout cannot be fused; empty where it can."""
-    found = _prepare(dynamics, state, actions, parameters)
-    return found.reason if isinstance(found, Refusal) else ""
-
-
 def fused_rollout(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> Tensor | Refusal:
     """Return the states, or why there are none.
 
@@ -252,7 +246,7 @@ def _engine(dynamics: ResidualDynamics, ready: Fused, parameters: Values) -> Eng
     options = StepOptions(baseline.dt, baseline.substeps, baseline.integrator, acts(ready.terms.damping_parameters),
                           acts(ready.terms.friction_parameters), any(f.damping for f in ready.forms), any(f.friction for f in ready.forms))
     if options not in ready.engines:
-        key = (type(baseline), tuple(baseline.parameters.names), options, tuple((f.key, f.sizes) for f in ready.forms))
+        key = (type(baseline), tuple(baseline.parameters.names), options, tuple((f.key, f.sizes, f.squashed) for f in ready.forms))
         with _lock:
             if key not in _engines:
                 _engines[key] = _built(baseline, ready.terms, options, ready.forms)
@@ -292,4 +286,4 @@ def _built(baseline: MechanicalBaseline, terms: WarpTerms, options: StepOptions,
         return step(x, u, ports(y, x, u, c), p)
 
     system = System(features, advance, nx=space.nx, nu=space.nu, nz=max(nz, 1), ny=max(y0, 1), np=len(baseline.parameters), nc=c0 + 1)
-    return Engine(system, [f.sizes for f in forms])
+    return Engine(system, [f.sizes for f in forms], [f.squashed for f in forms])

@@ -113,7 +113,7 @@ class Conservative(Residual):
 
         inputs = len(plain) + 2 * len(periodic)
         return WarpForm(("potential", nq, plain, periodic), (inputs, self.units, inputs), entries, emit,
-                        torch.tensor([*numbers, self.scale], dtype=torch.float64), weights)
+                        torch.tensor([*numbers, self.scale], dtype=torch.float64), weights, squashed=False)
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""

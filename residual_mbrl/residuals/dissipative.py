@@ -111,20 +111,20 @@ def _warp_damping(nv: int, *, explicit: bool, diagonal: bool, y0: int, root: int
 
     @warp_function
     def one(y: Any, c: Any) -> Any:
-        a = c[root] * wp.tanh(y[y0])
+        a = c[root] * y[y0]
         return v3(a * a, 0.0, 0.0)
 
     @warp_function
     def two_diagonal(y: Any, c: Any) -> Any:
-        a = c[root] * wp.tanh(y[y0])
-        b = c[root] * wp.tanh(y[y0 + 1])
+        a = c[root] * y[y0]
+        b = c[root] * y[y0 + 1]
         return v3(a * a, 0.0, b * b)
 
     @warp_function
     def two(y: Any, c: Any) -> Any:
-        a = c[root] * wp.tanh(y[y0])
-        b = c[root] * wp.tanh(y[y0 + 1])
-        d = c[root] * wp.tanh(y[y0 + 2])
+        a = c[root] * y[y0]
+        b = c[root] * y[y0 + 1]
+        d = c[root] * y[y0 + 2]
         return v3(a * a, a * b, b * b + d * d)
 
     matrix = one if nv == 1 else two_diagonal if diagonal else two

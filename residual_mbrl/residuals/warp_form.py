@@ -34,6 +34,8 @@ class WarpForm(NamedTuple):
     """Float64, shape [constants]."""
     weights: Callable[[], list[Tensor]]
     """``weights()``: matrix [inputs, outputs] and bias of each layer as they are now, differentiable."""
+    squashed: bool = True
+    """Whether a tanh follows the perceptron, before ``emit``."""
     damping: bool = False
     """Whether it adds to the damping part of the port."""
     friction: bool = False
