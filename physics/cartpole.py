@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameter, Parameters, Values
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 SPACE = StateSpace(position=("cart", "angle"), velocity=("speed", "rate"), action=("force",),
@@ -56,3 +59,30 @@ class CartPole(MechanicalBaseline):
     def damping(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
         """Return diagonal viscous damping, shape [*batch, 2, 2]."""
         return torch.diag_embed(torch.stack(torch.broadcast_tensors(p["cart_viscous"], p["pole_viscous"]), -1))
+
+    def warp_terms(self) -> WarpTerms:
+        """Return the same terms as Warp functions."""
+        import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+        v2, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (2, 4))
+        index = self.parameters.names.index
+        cart_mass, pole_mass, length, inertia = index("cart_mass"), index("pole_mass"), index("length"), index("pole_inertia")
+        gravity, cart_viscous, pole_viscous = index("gravity"), index("cart_viscous"), index("pole_viscous")
+
+        @wp.func
+        def mass(q: Any, p: Any) -> Any:
+            moment = p[pole_mass] * p[length]
+            off = moment * wp.cos(q[1])
+            return v4(p[cart_mass] + p[pole_mass], off, off, p[inertia] + moment * p[length])
+
+        @wp.func
+        def force(q: Any, v: Any, u: Any, p: Any) -> Any:
+            moment = p[pole_mass] * p[length]
+            s = wp.sin(q[1])
+            return v2(u[0] + moment * v[1] * v[1] * s, -moment * p[gravity] * s)
+
+        @wp.func
+        def damping(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v4(p[cart_viscous], 0.0, 0.0, p[pole_viscous])
+
+        return WarpTerms(mass, force, damping, None, ("cart_viscous", "pole_viscous"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameter, Parameters, Values
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 SPACE = StateSpace(position=("angle1", "angle2"), velocity=("rate1", "rate2"), action=("torque1", "torque2"),
@@ -74,3 +77,36 @@ class DoublePendulum(MechanicalBaseline):
         if not any(x.requires_grad for x in limits) and not any(bool(x.any()) for x in limits):
             return None
         return torch.stack(limits, -1)
+
+    def warp_terms(self) -> WarpTerms:
+        """Return the same terms as Warp functions."""
+        import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+        v2, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (2, 4))
+        index = self.parameters.names.index
+        inertia1, inertia2, coupling = index("inertia1"), index("inertia2"), index("coupling")
+        gravity1, gravity2 = index("gravity_moment1"), index("gravity_moment2")
+        viscous1, viscous2, coulomb1, coulomb2 = index("viscous1"), index("viscous2"), index("coulomb1"), index("coulomb2")
+
+        @wp.func
+        def mass(q: Any, p: Any) -> Any:
+            off = p[coupling] * wp.cos(q[0] - q[1])
+            return v4(p[inertia1], off, off, p[inertia2])
+
+        @wp.func
+        def force(q: Any, v: Any, u: Any, p: Any) -> Any:
+            s = p[coupling] * wp.sin(q[0] - q[1])
+            first = u[0] - u[1] - s * v[1] * v[1] - p[gravity1] * wp.sin(q[0])
+            return v2(first, u[1] + s * v[0] * v[0] - p[gravity2] * wp.sin(q[1]))
+
+        @wp.func
+        def damping(q: Any, v: Any, u: Any, p: Any) -> Any:
+            b1 = p[viscous1]
+            b2 = p[viscous2]
+            return v4(b1 + b2, -b2, -b2, b2)
+
+        @wp.func
+        def friction(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v2(p[coulomb1], p[coulomb2])
+
+        return WarpTerms(mass, force, damping, friction, ("viscous1", "viscous2"), ("coulomb1", "coulomb2"))

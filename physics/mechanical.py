@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Baseline, Parameters, Port, Values
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 Integrator = Literal["semi_implicit", "rk4"]
@@ -86,6 +87,10 @@ class MechanicalBaseline(Baseline):
     def terms(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Terms:
         """Return everything that a step needs at its start; overridden where the parts have much in common."""
         return Terms(self.mass_matrix(q, p), self.smooth_force(q, v, u, p), self.damping(q, v, u, p), self.frictionloss(q, v, u, p))
+
+    def warp_terms(self) -> WarpTerms | None:
+        """Return the same terms as Warp functions, for fused rollouts; None where there is only the torch form."""
+        return None
 
     def energy(self, state: Tensor, parameters: Values | None = None) -> Tensor:
         """Return kinetic plus potential energy [J], shape [*batch]."""
@@ -202,10 +207,10 @@ def dissipate(mass: Tensor, v: Tensor, damping: Tensor | None, limit: Tensor | N
     v, impulse = torch.where(held, zero, v), list(torch.where(held, stop, zero).unbind(-1))
     inverse = torch.linalg.inv(mass)
     columns, weights = inverse.unbind(-1), (1 / torch.diagonal(inverse, dim1=-2, dim2=-1)).unbind(-1)
-    upper, lower = (h * limit).unbind(-1), (-h * limit).unbind(-1)
+    bounds = (h * limit).unbind(-1)
     for _ in range(sweeps):
         for i, old in enumerate(impulse):
-            impulse[i] = torch.clamp(old - v[..., i] * weights[i], lower[i], upper[i])
+            impulse[i] = clip(old - v[..., i] * weights[i], bounds[i])
             v = v + columns[i] * (impulse[i] - old).unsqueeze(-1)
     return v
 
@@ -218,5 +223,9 @@ def _dissipate_one(mass: Tensor, v: Tensor, damping: Tensor | None, limit: Tenso
         v = momentum / mass
     if limit is None:
         return v
-    bound = h * limit / mass
-    return v - torch.minimum(torch.maximum(v, -bound), bound)
+    return v - clip(v, h * limit / mass)
+
+
+def clip(x: Tensor, bound: Tensor) -> Tensor:
+    """Limit x to [-bound, bound]. At a bound of zero its slope by the bound is still sign(x): clamp and minimum lose it for x < 0."""
+    return torch.where(x < -bound, -bound, torch.where(x > bound, bound, x))

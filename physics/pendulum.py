@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameter, Parameters, Values
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 SPACE = StateSpace(position=("angle",), velocity=("rate",), action=("torque",),
@@ -51,3 +54,30 @@ class Pendulum(MechanicalBaseline):
     def frictionloss(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
         """Return the dry-friction limit [N·m]."""
         return p["coulomb"].unsqueeze(-1)
+
+    def warp_terms(self) -> WarpTerms:
+        """Return the same terms as Warp functions."""
+        import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+        v1 = wp.types.vector(length=1, dtype=wp.float32)
+        index = self.parameters.names.index
+        inertia, gravity, offset = index("inertia"), index("gravity_moment"), index("torque_offset")
+        viscous, coulomb = index("viscous"), index("coulomb")
+
+        @wp.func
+        def mass(q: Any, p: Any) -> Any:
+            return v1(p[inertia])
+
+        @wp.func
+        def force(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v1(u[0] + (p[offset] - p[gravity] * wp.sin(q[0])))
+
+        @wp.func
+        def damping(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v1(p[viscous])
+
+        @wp.func
+        def friction(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v1(p[coulomb])
+
+        return WarpTerms(mass, force, damping, friction, ("viscous",), ("coulomb",))

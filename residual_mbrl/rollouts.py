@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import logging
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,6 +13,10 @@ from torch import Tensor
 from residual_mbrl.baselines import Values
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.first_order import make_differentiable
+from residual_mbrl.fused import Refusal, fused_rollout
+
+log = logging.getLogger(__name__)
+Backend = Literal["auto", "torch", "fused"]
 
 
 class Linearisation(NamedTuple):
@@ -21,10 +27,13 @@ class Linearisation(NamedTuple):
 
 
 def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], actions: Float[Tensor, "*#batch horizon nu"],
-            parameters: Values | None = None, lead: Float[Tensor, "*#batch lead nu"] | None = None) -> Float[Tensor, "... horizon+1 nx"]:
+            parameters: Values | None = None, lead: Float[Tensor, "*#batch lead nu"] | None = None, *,
+            backend: Backend = "auto") -> Float[Tensor, "... horizon+1 nx"]:
     """Simulate H steps; differentiable in everything, float32 or float64 as the state is.
 
-    A torch loop steps a baseline with residuals; without any the baseline's own ``rollout`` does, in a simulator one native call.
+    Where every part has a Warp form, float32 rollouts on the CPU are one kernel launch (and one back, for first derivatives);
+    the first one of a structure compiles for some seconds, and later processes load it. Else a torch loop steps a baseline with
+    residuals, and without residuals the baseline's own ``rollout`` does, in a simulator one native call.
 
     Args:
         dynamics: The model.
@@ -34,25 +43,35 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
             documents, their batch being that of state and actions.
         lead: Commands of the L >= 0 steps before the first action, shape [*batch, L, nu], from which the residuals' memory
             starts; without them the first action has long been there.
+        backend: "auto" fuses where it can and logs at debug level why it did not; "torch" never does; "fused" must.
 
     Returns:
         States, shape [*batch, H + 1, nx], the first one included.
 
     Raises:
         ValueError: if a shape, dtype or device does not fit, an input is not finite, a parameter is unknown, or there is a
-            lead to a state that holds the memory already.
+            lead to a state that holds the memory already; if the backend is "fused" and the rollout cannot be.
     """
+    if backend not in Backend.__args__:  # type: ignore[attr-defined]
+        raise ValueError(f"rollout: backend must be one of {Backend.__args__}, received {backend!r}")  # type: ignore[attr-defined]
     state, actions = _checked(dynamics, state, actions)
     batch = _batch(dynamics, state, actions, parameters or {})
     if lead is not None:
         _check_lead(dynamics, state, actions, lead)
         batch = _joined("lead", batch, lead.shape[:-2])
-    p = dynamics.resolve(parameters, state)
     state = state.expand(*batch, state.shape[-1])
     if state.shape[-1] < dynamics.space.nx:
         earlier = None if lead is None else lead.expand(*batch, *lead.shape[-2:])
         state = dynamics.initial_state(state, actions[..., 0, :].expand(*batch, actions.shape[-1]), earlier)
     actions = actions.expand(*batch, *actions.shape[-2:])
+    if backend != "torch":
+        fused = fused_rollout(dynamics, state, actions, parameters or {})
+        if not isinstance(fused, Refusal):
+            return fused
+        if backend == "fused":
+            raise ValueError(f"rollout: cannot be fused: {fused.reason}")
+        log.debug("rollout in torch: %s", fused.reason)
+    p = dynamics.resolve(parameters, state)
     if not dynamics.residuals:
         return dynamics.baseline.rollout(state, actions, p)
     states = [state]
@@ -95,6 +114,8 @@ def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon
 
 def _batch(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> torch.Size:
     """Return the common batch shape of all inputs, every parameter's name and shape checked."""
+    if not parameters and state.shape[:-1] == actions.shape[:-2]:
+        return state.shape[:-1]
     named, live = dynamics.values.keys(), dynamics.baseline.live
     unknown = [n for n in parameters if n not in named and n not in live]
     if unknown:
@@ -122,7 +143,8 @@ def _checked(dynamics: ResidualDynamics, state: Tensor, actions: Tensor) -> tupl
         raise ValueError(f"rollout: state and actions must agree, received {state.dtype} on {state.device} and "
                          f"{actions.dtype} on {actions.device}")
     for name, x in (("state", state), ("actions", actions)):
-        if not bool(torch.isfinite(x.detach()).all()):
+        values = x.detach()
+        if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):  # a sum is twice as quick, but may overflow
             raise ValueError(f"rollout: {name} holds values that are not finite")
     return state, actions
 

@@ -16,6 +16,7 @@ from residual_mbrl.spaces import StateSpace
 
 if TYPE_CHECKING:
     from residual_mbrl.residuals.features import FeatureMap
+    from residual_mbrl.residuals.warp_form import WarpForm
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,10 @@ class Residual(nn.Module, ABC):
     @abstractmethod
     def certificate(self, context: Context, baseline: Baseline) -> Certificate:
         """Measure, over the states of a context, what the residual promises; shapes as in ``forward``."""
+
+    def warp_form(self, space: StateSpace) -> WarpForm | None:
+        """Return what a fused rollout needs of this residual; None where it has only the torch form."""
+        return None
 
     def initial_memory(self, context: Context) -> Tensor:
         """Return the memory of a plant that has long been as it is now, shape [*batch, memory]."""

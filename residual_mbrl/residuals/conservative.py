@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual
 from residual_mbrl.residuals.networks import per_member
+from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, port_type, summed, warp_function
+from residual_mbrl.spaces import StateSpace
 
 
 class Conservative(Residual):
@@ -91,6 +94,27 @@ class Conservative(Residual):
             force[i] = torch.cos(q[..., i]) * slope[..., n + m + k] - torch.sin(q[..., i]) * slope[..., n + k]
         return -self.scale * torch.stack(force, -1)
 
+    def warp_form(self, space: StateSpace) -> WarpForm | None:
+        """Return the Warp form of the force: a perceptron whose second matrix is ``diag(a) Wᵀ``, between z(q) and ∂z/∂qᵀ."""
+        if self.directions.ndim > 2 or space.quaternions:
+            return None
+        plain, periodic, nq = self.plain, self.periodic, self.nq
+        numbers = [x for c, s in zip(self.center, self.spread, strict=True) for x in (float(c), 1.0 / float(s))]
+
+        def weights() -> list[Tensor]:
+            second = self.amplitudes.unsqueeze(-1) * self.directions.mT
+            return [self.directions, self.offsets, second, second.new_zeros(second.shape[-1])]
+
+        def entries(c0: int) -> list[WarpFunction]:
+            return _warp_inputs(plain, periodic, c0)
+
+        def emit(y0: int, c0: int) -> WarpFunction:
+            return _warp_force(nq, plain, periodic, y0, c0)
+
+        inputs = len(plain) + 2 * len(periodic)
+        return WarpForm(("potential", nq, plain, periodic), (inputs, self.units, inputs), entries, emit,
+                        torch.tensor([*numbers, self.scale], dtype=torch.float64), weights, squashed=False)
+
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""
         return {"nq": self.nq, "periodic": list(self.periodic), "units": self.units, "scale": self.scale, "seed": self.seed}
@@ -108,3 +132,58 @@ class Conservative(Residual):
             worst = max(worst, float(((slope.detach() + force[..., i]).abs() - size).max()) if q.dtype == torch.float64 else 0.0)
         return Certificate(residual=self.name, quantity="force that no potential explains", worst=max(worst, 0.0), limit=0.0,
                            unit="N·m", samples=int(force[..., 0].numel()))
+
+
+def _warp_inputs(plain: tuple[int, ...], periodic: tuple[int, ...], c0: int) -> list[WarpFunction]:
+    """Return z(q), entry by entry: centred and scaled coordinates, then cosines, then sines."""
+    import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+    def scaled(i: int, at: int) -> WarpFunction:
+        @warp_function
+        def centred(x: Any, u: Any, c: Any) -> float:
+            return float((x[i] - c[at]) * c[at + 1])
+
+        return centred  # type: ignore[no-any-return]
+
+    def cosine(i: int) -> WarpFunction:
+        @warp_function
+        def cosine_of(x: Any, u: Any, c: Any) -> float:
+            return float(wp.cos(x[i]))
+
+        return cosine_of  # type: ignore[no-any-return]
+
+    def sine(i: int) -> WarpFunction:
+        @warp_function
+        def sine_of(x: Any, u: Any, c: Any) -> float:
+            return float(wp.sin(x[i]))
+
+        return sine_of  # type: ignore[no-any-return]
+
+    return [*(scaled(i, c0 + 2 * k) for k, i in enumerate(plain)), *map(cosine, periodic), *map(sine, periodic)]
+
+
+def _warp_force(nq: int, plain: tuple[int, ...], periodic: tuple[int, ...], y0: int, c0: int) -> WarpFunction:
+    """Return ``(y, x, u, c) -> port`` with the force ``-scale ∂z/∂qᵀ y``."""
+    import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+    port, scale, n, m = port_type(nq), c0 + 2 * len(plain), len(plain), len(periodic)
+
+    def plain_force(i: int, k: int) -> WarpFunction:
+        @warp_function
+        def along_coordinate(y: Any, x: Any, u: Any, c: Any) -> Any:
+            out = port()
+            out[i] = -c[scale] * y[y0 + k] * c[c0 + 2 * k + 1]
+            return out
+
+        return along_coordinate  # type: ignore[no-any-return]
+
+    def periodic_force(i: int, k: int) -> WarpFunction:
+        @warp_function
+        def along_turn(y: Any, x: Any, u: Any, c: Any) -> Any:
+            out = port()
+            out[i] = -c[scale] * (wp.cos(x[i]) * y[y0 + n + m + k] - wp.sin(x[i]) * y[y0 + n + k])
+            return out
+
+        return along_turn  # type: ignore[no-any-return]
+
+    return summed(port, [*(plain_force(i, k) for k, i in enumerate(plain)), *(periodic_force(i, k) for k, i in enumerate(periodic))])

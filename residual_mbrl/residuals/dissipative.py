@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live, power_certificate
 from residual_mbrl.residuals.features import Feature, FeatureMap
 from residual_mbrl.residuals.networks import Perceptron
+from residual_mbrl.residuals.warp_form import (
+    WarpForm,
+    WarpFunction,
+    feature_form,
+    perceptron_sizes,
+    perceptron_weights,
+    port_type,
+    warp_function,
+)
+from residual_mbrl.spaces import StateSpace
 
 
 class Dissipative(Residual):
@@ -65,6 +76,19 @@ class Dissipative(Residual):
             return -torch.matmul(matrix, context.v.unsqueeze(-1)).squeeze(-1)
         return torch.diagonal(matrix, dim1=-2, dim2=-1) if self.diagonal else matrix
 
+    def warp_form(self, space: StateSpace) -> WarpForm | None:
+        """Return the Warp form of D, or of the force -D v; for one and two degrees of freedom."""
+        inputs, weights = feature_form(self.features, space), perceptron_weights(self.network)
+        if self.nv not in (1, 2) or inputs is None or weights is None:
+            return None
+        nv, explicit, diagonal, entries = self.nv, self.explicit, self.diagonal, len(inputs.constants)
+
+        def emit(y0: int, c0: int) -> WarpFunction:
+            return _warp_damping(nv, explicit=explicit, diagonal=diagonal, y0=y0, root=c0 + entries)
+
+        return WarpForm(("damping", nv, explicit, diagonal, inputs.key), perceptron_sizes(self.network), inputs.entries, emit,
+                        torch.tensor([*inputs.constants, self.bound**0.5], dtype=torch.float64), weights, damping=not explicit)
+
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""
         return {"nv": self.nv, "features": self.features.describe(), "sizes": list(self.features.sizes), "bound": self.bound,
@@ -77,3 +101,54 @@ class Dissipative(Residual):
         assert self.live is not None  # noqa: S101  # only an explicit one has none
         values = add_live(context.values, self.live, self(context))
         return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, values))
+
+
+def _warp_damping(nv: int, *, explicit: bool, diagonal: bool, y0: int, root: int) -> WarpFunction:
+    """Return ``(y, x, u, c) -> port`` for outputs at y0 and the root of the bound at c[root]."""
+    import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+    port, v3 = port_type(nv), wp.types.vector(length=3, dtype=wp.float32)
+
+    @warp_function
+    def one(y: Any, c: Any) -> Any:
+        a = c[root] * y[y0]
+        return v3(a * a, 0.0, 0.0)
+
+    @warp_function
+    def two_diagonal(y: Any, c: Any) -> Any:
+        a = c[root] * y[y0]
+        b = c[root] * y[y0 + 1]
+        return v3(a * a, 0.0, b * b)
+
+    @warp_function
+    def two(y: Any, c: Any) -> Any:
+        a = c[root] * y[y0]
+        b = c[root] * y[y0 + 1]
+        d = c[root] * y[y0 + 2]
+        return v3(a * a, a * b, b * b + d * d)
+
+    matrix = one if nv == 1 else two_diagonal if diagonal else two
+
+    @warp_function
+    def damping_one(y: Any, x: Any, u: Any, c: Any) -> Any:
+        d = matrix(y, c)
+        return port(0.0, d[0], 0.0)
+
+    @warp_function
+    def force_one(y: Any, x: Any, u: Any, c: Any) -> Any:
+        d = matrix(y, c)
+        return port(-d[0] * x[1], 0.0, 0.0)
+
+    @warp_function
+    def damping_two(y: Any, x: Any, u: Any, c: Any) -> Any:
+        d = matrix(y, c)
+        return port(0.0, 0.0, d[0], d[1], d[1], d[2], 0.0, 0.0)
+
+    @warp_function
+    def force_two(y: Any, x: Any, u: Any, c: Any) -> Any:
+        d = matrix(y, c)
+        return port(-d[0] * x[2] - d[1] * x[3], -d[1] * x[2] - d[2] * x[3], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    forms: dict[tuple[int, bool], WarpFunction] = {(1, False): damping_one, (1, True): force_one, (2, False): damping_two,
+                                                   (2, True): force_two}
+    return forms[nv, explicit]

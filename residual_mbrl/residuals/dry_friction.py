@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live, power_certificate
 from residual_mbrl.residuals.features import Feature, FeatureMap
 from residual_mbrl.residuals.networks import Perceptron
+from residual_mbrl.residuals.warp_form import (
+    WarpForm,
+    WarpFunction,
+    feature_form,
+    perceptron_sizes,
+    perceptron_weights,
+    port_type,
+    warp_function,
+)
+from residual_mbrl.spaces import StateSpace
 
 
 class DryFriction(Residual):
@@ -43,6 +54,28 @@ class DryFriction(Residual):
     def forward(self, context: Context) -> Tensor:
         """Return the addition to the limit [N or N·m], shape [*batch, nv]."""
         return self.bound * torch.tanh(self.network(self.features(context)))
+
+    def warp_form(self, space: StateSpace) -> WarpForm | None:
+        """Return the Warp form of the addition to the limit."""
+        inputs, weights = feature_form(self.features, space), perceptron_weights(self.network)
+        if inputs is None or weights is None:
+            return None
+        nv, entries = self.nv, len(inputs.constants)
+
+        def emit(y0: int, c0: int) -> WarpFunction:
+            port, bound, start = port_type(nv), c0 + entries, nv + nv * nv
+
+            @warp_function
+            def added_limit(y: Any, x: Any, u: Any, c: Any) -> Any:
+                out = port()
+                for i in range(nv):
+                    out[start + i] = c[bound] * y[y0 + i]
+                return out
+
+            return added_limit  # type: ignore[no-any-return]
+
+        return WarpForm(("dry friction", nv, inputs.key), perceptron_sizes(self.network), inputs.entries, emit,
+                        torch.tensor([*inputs.constants, self.bound], dtype=torch.float64), weights, friction=True)
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""

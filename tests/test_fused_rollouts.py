@@ -1,0 +1,290 @@
+"""Fused rollouts against the torch form in float64: values, every gradient, every schedule, and what cannot be fused."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import INTEGRATORS, MOVING, SYSTEMS, random_actions, random_states, randomise, residual, system
+
+from residual_mbrl.dynamics import ResidualDynamics, ensemble
+from residual_mbrl.physics.cartpole import CartPole
+from residual_mbrl.residuals import Feature, Unstructured
+from residual_mbrl.rollouts import rollout
+
+FUSABLE = ("conservative", "dissipative", "explicit_dissipative", "dry_friction", "unstructured")
+TRANSFORMS = [Feature(source="rate", transform=t) for t in ("identity", "abs", "sign", "sin", "cos", "slow", "hats")]
+DIRECTED = [Feature(source="angle", transform="hats", direction="rate"), Feature(source="torque", direction="angle")]
+
+
+def model(name, kinds=(), *, friction=True, integrator="semi_implicit", scale=0.5, **options):
+    baseline = system(name, friction=friction, integrator=integrator, **options)
+    return ResidualDynamics(baseline, [randomise(residual(k, baseline), scale=scale, seed=i) for i, k in enumerate(kinds)])
+
+
+def relative(found, exact):
+    return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-12))
+
+
+def gradients(dynamics, x, u, p, dtype, backend, seed=3):
+    """States, and gradients of a random weighting of them by everything."""
+    x, u, p = x.to(dtype).requires_grad_(), u.to(dtype).requires_grad_(), {n: v.to(dtype).requires_grad_() for n, v in p.items()}
+    states = rollout(dynamics, x, u, p, backend=backend)
+    by = torch.randn(states.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    inputs = {"state": x, "actions": u, **p, **dict(dynamics.named_parameters())}
+    found = torch.autograd.grad((states * by).sum(), list(inputs.values()), allow_unused=True)
+    return states.detach(), dict(zip(inputs, found, strict=True))
+
+
+def assert_agrees(dynamics, batch, horizon=50):
+    """Within 1e-5 in values and 1e-4 in each gradient of float64 torch, or as near as torch itself comes in float32."""
+    baseline = dynamics.baseline
+    x, u = random_states(baseline, batch) / 3, random_actions(baseline, batch, horizon)
+    p = {n: v * (1 + 0.01 * torch.arange(batch, dtype=torch.float64)) for n, v in dynamics.values.items()}
+    exact, by_exact = gradients(dynamics, x, u, p, torch.float64, "torch")
+    found, by_found = gradients(dynamics, x, u, p, torch.float32, "fused")
+    assert relative(found, exact) < 1e-5
+    by_single: dict = {}
+    for name, expected in by_exact.items():
+        if expected is None:  # torch leaves out what acts nowhere
+            assert by_found[name] is None or not by_found[name].any(), name
+            continue
+        error = relative(by_found[name], expected)
+        if error > 1e-4:  # a gradient whose parts cancel
+            by_single = by_single or gradients(dynamics, x, u, p, torch.float32, "torch")[1]
+            assert error < 2 * relative(by_single[name], expected), name
+
+
+@pytest.mark.parametrize("batch", [3, 37])
+@pytest.mark.parametrize("friction", [False, True])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_system_is_that_of_torch(name, integrator, friction, batch):
+    """One world a block and one world a lane, a remainder included."""
+    assert_agrees(model(name, integrator=integrator, friction=friction), batch)
+
+
+@pytest.mark.parametrize("batch", [2, 21])
+@pytest.mark.parametrize("kind", FUSABLE)
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_residual_is_that_of_torch(name, kind, batch):
+    """Weights, states, actions and parameters all get their gradient."""
+    assert_agrees(model(name, [kind]), batch)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_residuals_add_up(batch):
+    """Two of one kind and one of each other in one kernel, with Runge-Kutta and two substeps."""
+    assert_agrees(model("double_pendulum", [*FUSABLE, "unstructured"], integrator="rk4", scale=0.3, substeps=2), batch)
+
+
+@pytest.mark.parametrize("features", [TRANSFORMS, DIRECTED])
+def test_features_are_those_of_torch(features):
+    """Every transform and a direction, with a normaliser from data."""
+    baseline = system("pendulum", friction=True)
+    force = randomise(Unstructured(nv=1, features=features, bound=0.7, hidden=(12,)), scale=0.5)
+    dynamics = ResidualDynamics(baseline, [force])
+    dynamics.normalise(random_states(baseline, 50), random_actions(baseline, 50))
+    assert_agrees(dynamics, 5)
+
+
+@pytest.mark.parametrize(("first", "second"), [("angle", "rate"), ("rate", "angle"), ("rate", "torque"), ("angle", "angle")])
+def test_models_that_differ_in_a_place_alone_share_no_code(first, second):
+    """The same functions of other entries are other kernels, on disk too."""
+    baseline = system("pendulum", friction=True)
+    features = [Feature(source=first), Feature(source=second, transform="sin")]
+    assert_agrees(ResidualDynamics(baseline, [randomise(Unstructured(nv=1, features=features, bound=1.0, hidden=(4,)))]), 2, horizon=10)
+
+
+@pytest.mark.parametrize("hidden", [(), (1,), (20, 12), (64, 64), (7, 33, 5)])
+@pytest.mark.parametrize("batch", [1, 18])
+def test_any_network(hidden, batch):
+    """Widths that fill no register, and depths from none to three."""
+    baseline = system("cartpole", integrator="semi_implicit")
+    force = randomise(Unstructured(nv=2, features=MOVING, sizes=[2, 2], bound=1.0, hidden=hidden), scale=0.2)
+    assert_agrees(ResidualDynamics(baseline, [force]), batch, horizon=20)
+
+
+@settings(max_examples=20)
+@given(batch=st.integers(1, 70), horizon=st.integers(1, 200))
+def test_any_shape(batch, horizon):
+    """Batches with every remainder and horizons that are no multiple of a chunk."""
+    assert_agrees(model("pendulum", ["unstructured"], friction=False, integrator="rk4"), batch, horizon)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_gradient_is_that_of_finite_differences(name):
+    """Along a random direction of all inputs, in float64 differences of the torch form."""
+    dynamics = model(name, ["unstructured", "dissipative"], integrator="rk4")
+    x, u = random_states(dynamics.baseline, 4) / 3, random_actions(dynamics.baseline, 4, 30)
+    dx, du = random_states(dynamics.baseline, 4, seed=5), random_actions(dynamics.baseline, 4, 30, seed=6)
+    _, by = gradients(dynamics, x, u, {}, torch.float32, "fused")
+
+    def loss(step):
+        with torch.no_grad():
+            states = rollout(dynamics, x + step * dx, u + step * du, backend="torch")
+        return (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)).sum()
+
+    slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    along = (by["state"].double() * dx).sum() + (by["actions"].double() * du).sum()
+    assert abs(along - slope) < 1e-4 * abs(slope) + 1e-3
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_kept_and_recomputed_units_agree(monkeypatch, learn):
+    """What does not fit the cache is computed again, by one thread or by several, and changes nothing."""
+    from residual_mbrl.kernels import launch
+
+    dynamics = model("cartpole", ["unstructured"])
+    for w in dynamics.parameters():
+        w.requires_grad_(learn)
+    x, u = random_states(dynamics.baseline, 70) / 3, random_actions(dynamics.baseline, 70, 45)
+
+    def found():
+        xs, us = x.float().requires_grad_(), u.float().requires_grad_()
+        states = rollout(dynamics, xs, us, backend="fused")
+        return [states.detach(), *torch.autograd.grad(states.square().sum(), [xs, us, *(dynamics.parameters() if learn else ())])]
+
+    kept = found()
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "KEPT_BYTES", 0)
+        patch.setattr(launch, "THREAD_WORK", 0)
+        patch.setattr(torch, "get_num_threads", lambda: 3)
+        again = found()
+    for a, b in zip(again, kept, strict=True):
+        assert relative(a, b.double()) < 5e-6
+
+
+def test_weights_are_those_of_the_call():
+    """Not those packed before: whether an optimiser changed them, or somebody wrote through ``.data``."""
+    dynamics = model("pendulum", ["unstructured"])
+    x, u = random_states(dynamics.baseline, 2).float(), random_actions(dynamics.baseline, 2, 5).float()
+    first = rollout(dynamics, x, u, backend="fused")
+    x.requires_grad_()
+    before = rollout(dynamics, x, u, backend="fused")
+    next(dynamics.parameters()).data.mul_(3.0)
+    after = rollout(dynamics, x, u, backend="fused")
+    assert torch.equal(before, first)
+    assert relative(after.detach(), rollout(dynamics, x.detach().double(), u.double(), backend="torch").detach()) < 1e-5
+    old = torch.autograd.grad(before.sum(), x)[0]  # the graph made before the change keeps the weights it was made with
+    next(dynamics.parameters()).data.div_(3.0)
+    assert torch.allclose(old, torch.autograd.grad(rollout(dynamics, x, u, backend="fused").sum(), x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_normaliser_and_bound_are_those_of_the_call():
+    """A model that has been fused sees later changes of both."""
+    dynamics = model("pendulum", ["unstructured"])
+    x, u = random_states(dynamics.baseline, 2), random_actions(dynamics.baseline, 2, 5)
+    rollout(dynamics, x.float(), u.float(), backend="fused")
+    dynamics.normalise(random_states(dynamics.baseline, 9, seed=3), random_actions(dynamics.baseline, 9))
+    dynamics.corrections[0].bound = 2.5
+    assert relative(rollout(dynamics, x.float(), u.float(), backend="fused").detach(), rollout(dynamics, x, u).detach()) < 1e-5
+
+
+def test_batches_of_any_shape_broadcast():
+    """As in torch, parameters included."""
+    dynamics = model("pendulum", ["unstructured"])
+    x, u = random_states(dynamics.baseline), random_actions(dynamics.baseline, 4, 5)
+    p = {"inertia": torch.tensor([[0.9], [1.1]], dtype=torch.float64)}
+    found = rollout(dynamics, x.float(), u.float(), {n: v.float() for n, v in p.items()}, backend="fused")
+    assert found.shape == (2, 4, 6, 2)
+    assert relative(found.detach(), rollout(dynamics, x, u, p).detach()) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [2, 40])
+def test_a_world_that_diverges_leaves_the_others_alone(batch):
+    """Its own states and gradients are not finite, the others' are what they were."""
+    dynamics = model("cartpole", ["unstructured"])
+    x, u = (random_states(dynamics.baseline, batch) / 3).float(), random_actions(dynamics.baseline, batch, 10).float()
+    calm = rollout(dynamics, x, u, backend="fused").detach()
+    u[1] = 3e38
+    u.requires_grad_()
+    states = rollout(dynamics, x, u, backend="fused")
+    by = torch.autograd.grad(states.sum(), u)[0]
+    others = torch.arange(batch) != 1
+    assert not torch.isfinite(states[1]).all()
+    assert torch.equal(states[others], calm[others])
+    assert torch.isfinite(by[others]).all()
+
+
+def test_rest_with_friction_sticks():
+    """A body that friction holds stays exactly where it is."""
+    dynamics = model("double_pendulum", integrator="rk4")
+    states = rollout(dynamics, torch.zeros(3, 4), torch.full((3, 20, 2), 0.05), backend="fused")
+    assert not states.any()
+
+
+class Heavier(CartPole):
+    """A user's change of the torch form alone."""
+
+    def smooth_force(self, q, v, u, p):
+        return 2 * super().smooth_force(q, v, u, p)
+
+
+class Louder(Unstructured):
+    """A user's change of a residual's torch form alone."""
+
+    def forward(self, context):
+        return 2 * super().forward(context)
+
+
+@pytest.mark.parametrize(("dynamics", "dtype", "reason"), [
+    (model("pendulum", ["actuator"]), torch.float32, "residual CommandActuator has no Warp form"),
+    (model("pendulum", ["state_delta"]), torch.float32, "residual StateDelta has no Warp form"),
+    (model("pendulum"), torch.float64, "float32 on the CPU, not torch.float64"),
+    (ResidualDynamics(Heavier()), torch.float32, "Heavier has no Warp form of its equations"),
+    (ResidualDynamics(CartPole(), [Louder(nv=2, features=MOVING, sizes=[2, 2], bound=1.0)]), torch.float32, "Louder has no Warp form"),
+    (ensemble([model("pendulum", ["unstructured"])] * 2), torch.float32, "Unstructured has no Warp form .or carries members"),
+])
+def test_what_cannot_be_fused_runs_in_torch(dynamics, dtype, reason, caplog):
+    """And says why, at debug level; asked for by name it is refused."""
+    batch = 2
+    x, u = random_states(dynamics.baseline, batch).to(dtype), random_actions(dynamics.baseline, batch, 3).to(dtype)
+    with caplog.at_level(logging.DEBUG, "residual_mbrl.rollouts"):
+        assert torch.equal(rollout(dynamics, x, u), rollout(dynamics, x, u, backend="torch"))
+    assert reason.split(" .")[0] in caplog.text
+    with pytest.raises(ValueError, match=f"rollout: cannot be fused: .*{reason}"):
+        rollout(dynamics, x, u, backend="fused")
+
+
+def test_live_additions_run_in_torch():
+    """A damping matrix given from outside has no place in the kernel."""
+    x, u = torch.zeros(4), torch.zeros(3, 2)
+    with pytest.raises(ValueError, match=r"live additions \['damping'\] are given"):
+        rollout(model("double_pendulum"), x, u, {"damping": torch.eye(2)}, backend="fused")
+
+
+def test_transforms_of_torch_run_in_torch():
+    """torch.func and forward mode see a rollout as ever."""
+    dynamics = model("pendulum")
+    x, u = random_states(dynamics.baseline).float(), random_actions(dynamics.baseline, 3).float()
+    jacobian = torch.func.jacrev(lambda x: rollout(dynamics, x, u)[-1])(x)
+    assert torch.allclose(jacobian, torch.func.jacfwd(lambda x: rollout(dynamics, x, u)[-1])(x), rtol=1e-4, atol=1e-5)
+
+
+def test_second_derivatives_are_refused():
+    """Rather than wrong."""
+    dynamics = model("pendulum")
+    x, u = random_states(dynamics.baseline).float().requires_grad_(), random_actions(dynamics.baseline, 3).float()
+    by = torch.autograd.grad(rollout(dynamics, x, u.requires_grad_(), backend="fused").square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        by.sum().backward()
+
+
+def test_weights_beyond_float32_are_named():
+    """1e300 is a float64 but no float32."""
+    dynamics = model("pendulum", ["dissipative", "unstructured"])
+    with torch.no_grad():
+        dynamics.corrections[1].network.weights[0][0, 0] = 1e300
+    with pytest.raises(ValueError, match=r"rollout: weights of Unstructured are not finite in float32"):
+        rollout(dynamics, torch.zeros(2), torch.zeros(3, 1), backend="fused")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_backend_is_refused():
+    """With the backends there are."""
+    with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'torch', 'fused'\), received 'jax'"):
+        rollout(model("pendulum"), torch.zeros(2), torch.zeros(3, 1), backend="jax")
