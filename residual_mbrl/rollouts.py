@@ -28,12 +28,12 @@ class Linearisation(NamedTuple):
 
 def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], actions: Float[Tensor, "*#batch horizon nu"],
             parameters: Values | None = None, lead: Float[Tensor, "*#batch lead nu"] | None = None, *,
-            backend: Backend = "auto") -> Float[Tensor, "... horizon+1 nx"]:
+            backend: Backend = "torch") -> Float[Tensor, "... horizon+1 nx"]:
     """Simulate H steps; differentiable in everything, float32 or float64 as the state is.
 
-    Where every part has a Warp form, float32 rollouts on the CPU are one kernel launch (and one back, for first derivatives);
-    the first one of a structure compiles for some seconds, and later processes load it. Else a torch loop steps a baseline with
-    residuals, and without residuals the baseline's own ``rollout`` does, in a simulator one native call.
+    A torch loop steps a baseline with residuals, and without residuals the baseline's own ``rollout`` does, in a simulator one
+    native call. On request, where every part has a Warp form, float32 rollouts on the CPU are one kernel launch (and one back, for
+    first derivatives); the first one of a structure compiles for some seconds, and later processes load it.
 
     Args:
         dynamics: The model.
@@ -43,7 +43,7 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
             documents, their batch being that of state and actions.
         lead: Commands of the L >= 0 steps before the first action, shape [*batch, L, nu], from which the residuals' memory
             starts; without them the first action has long been there.
-        backend: "auto" fuses where it can and logs at debug level why it did not; "torch" never does; "fused" must.
+        backend: "torch" never fuses; "auto" does where it can and logs at debug level why it did not; "fused" must.
 
     Returns:
         States, shape [*batch, H + 1, nx], the first one included.
