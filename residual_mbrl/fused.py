@@ -56,6 +56,8 @@ class Fused:
     residuals: list[object]
     settings: tuple[tuple[Mapping[str, object], tuple[str, ...], list[object]], ...]
     buffers: tuple[tuple[Mapping[str, object], str, Tensor, int], ...]
+    shapes: list[torch.Size]
+    """Of the weights."""
     values: dict[tuple[float, ...], Tensor]
     """The row of parameter values made last."""
     engines: dict[StepOptions, Engine] = field(default_factory=dict)
@@ -170,7 +172,8 @@ def _make(dynamics: ResidualDynamics) -> Fused | Refusal:
         forms.append(form)
     constants = torch.cat([*(f.constants.float() for f in forms), torch.zeros(1)]).contiguous()
     buffers = tuple((m._buffers, n, b, b._version) for m in dynamics.residuals.modules() for n, b in m._buffers.items() if b is not None)
-    return Fused(terms, tuple(forms), constants, list(dynamics.residuals._modules.values()), _settings(dynamics), buffers, {})
+    return Fused(terms, tuple(forms), constants, list(dynamics.residuals._modules.values()), _settings(dynamics), buffers,
+                 _shapes(forms), {})
 
 
 def _speaks_for(part: object, form: str, names: Sequence[str]) -> bool:
@@ -189,8 +192,13 @@ def _settings(dynamics: ResidualDynamics) -> tuple[tuple[Mapping[str, object], t
     return tuple(found)
 
 
+def _shapes(forms: Sequence[WarpForm]) -> list[torch.Size]:
+    return [w.shape for form in forms for w in form.weights()]
+
+
 def _is_current(ready: Fused, dynamics: ResidualDynamics) -> bool:
-    return (ready.residuals == list(dynamics.residuals._modules.values())
+    # functional_call exchanges weights for those of many copies under a model that was prepared with one
+    return (ready.residuals == list(dynamics.residuals._modules.values()) and _shapes(ready.forms) == ready.shapes
             and all([d[n] for n in names] == values for d, names, values in ready.settings)
             and not any(d.get(n) is not t or t._version != v for d, n, t, v in ready.buffers))
 

@@ -120,10 +120,10 @@ def _each_fold(fit: Callable[..., T], recipe: Recipe, folds: Sequence[Fold], wor
                 tell(f"{done} of {len(jobs)} folds", done / len(jobs))
             return [f.result() for f in futures]
         except BaseException:  # a fold takes minutes: end the workers, whose checkpoints are whole, instead of waiting for them
-            pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(active_children()) - others:
                 worker.terminate()
-                worker.join()
+            # the pool's own thread reaps them: joining here too, one of the two would find nothing and take a dead child for a live one
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 

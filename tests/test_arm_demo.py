@@ -49,10 +49,13 @@ def test_what_no_log_shows_is_named(calibration):
 
 @pytest.mark.slow
 def test_the_calibrated_model_makes_the_robot_follow(errors):
-    """The error of joints and tool is at most a fiftieth of the data sheet's; ``benchmarks/arm.py`` takes more data and comes nearer."""
+    """The error of joints and tool is below a fiftieth of the data sheet's and three times the true model's.
+
+    The aim is 1.2 times; it takes more data than the demo has time for, see ``benchmarks/arm.py``.
+    """
     for metric in ("tracking_rms", "tool_rms"):
         assert errors["calibrated", metric] < 0.02 * errors["nominal", metric]
-        assert errors["true", metric] < errors["calibrated", metric]
+        assert errors["calibrated", metric] < 3.0 * errors["true", metric]
 
 
 def test_the_report_gets_the_pictures(monkeypatch, tmp_path):

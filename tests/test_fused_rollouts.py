@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -266,6 +267,20 @@ def test_transforms_of_torch_run_in_torch():
         return rollout(dynamics, x, u, backend="auto")[-1]
 
     assert torch.allclose(torch.func.jacrev(last)(x), torch.func.jacfwd(last)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_exchanged_weights_of_many_copies_run_in_torch():
+    """``functional_call`` puts weights with a leading dimension under a model that was fused before: no copy may get another's."""
+    dynamics = model("pendulum", ["unstructured"])
+    x, u = random_states(dynamics.baseline, 3).float(), random_actions(dynamics.baseline, 3, 5).float()
+    rollout(dynamics, x, u, backend="fused")
+    stacked = {n: w.detach() * torch.tensor([0.5, 1.0, 2.0]).reshape(3, *(1,) * w.ndim) for n, w in dynamics.named_parameters()}
+    calls = {}
+    for backend in ("auto", "torch"):
+        with patch.object(ResidualDynamics, "forward", lambda self, x, u, backend=backend: rollout(self, x, u, backend=backend)):
+            calls[backend] = torch.func.functional_call(dynamics, stacked, (x, u))
+    assert torch.equal(calls["auto"], calls["torch"])
+    assert not torch.allclose(calls["torch"][0], rollout(dynamics, x, u)[0])
 
 
 def test_second_derivatives_are_refused():
