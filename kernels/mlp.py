@@ -4,348 +4,210 @@ A network is a table of layers that the kernel reads at run time, so one compile
 A *row* holds all units of one step of one block of worlds, each network's inputs, hidden units and outputs in segments; a
 *slot* is the place of a unit in its row. Rows of deltas (the loss by a layer's input sum) have the same layout.
 
-- ``lanes``: a block is as many worlds as a register has lanes. Eight outputs are summed at a time, so that eight
-  multiply-adds are in flight; weights are packed by eight outputs. 190 GFLOP/s measured on one Zen 5 core for a 64 x 64
-  layer (16 outputs by 2 vectors of worlds reach 230; BLAS 90 for the same shape).
+- ``lanes``: a block is as many worlds as a register has lanes, and a slot is a register. Sixteen outputs are summed at a time, so
+  that sixteen multiply-adds are in flight: 238 GFLOP/s on one Zen 5 core for a 64 x 64 layer, 91 % of its peak (BLAS: 90 GFLOP/s).
 - ``units``: a block is one world, and a register holds 16 units of a layer: no lane is wasted on a batch of one.
 
-Weight gradients are products over all rows of a chunk of time: a tile of them stays in registers while the rows stream by.
-
-Sums start from ``v()`` and what they are added to comes last: an accumulator that starts from an array's element does not stay
-in a register (three times slower, Warp 1.19). Reading an entry of an array costs one or two integer multiplications, as much as a
-multiply-add of a register, so inner loops read matrices of several registers at once: the product with one world's units went
-from 200 to 60 ns for a 64 x 64 layer. A register read across a cache line costs double: memory is aligned to 64 bytes.
+Weight gradients are matrix products over all rows of a chunk of time and all worlds: a tile of them stays in registers while the
+rows stream by, and its lanes are summed once a chunk.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import warp as wp
 
-from residual_mbrl.kernels.lanes import tanh_of, vector
+from residual_mbrl.kernels.native import REALS
 
 TABLE = ("inputs", "outputs", "source", "target", "forward", "bias", "reverse", "gradient", "bias_gradient", "hidden", "behind_hidden")
 """Columns of the layer table: sizes, slots of both ends, places of the packed weights and of their gradients, and whether a tanh
 follows the layer or stands before it."""
-N_IN, N_OUT, SOURCE, TARGET, FORWARD, BIAS, REVERSE, GRADIENT, BIAS_GRADIENT, HIDDEN, BEHIND = (wp.constant(i) for i in range(len(TABLE)))
-WIDE = 16
+PHASES = 8
+"""Inputs of a wide layer are a multiple of this: so many partial sums hide the latency of an addition."""
 
 
-class Schedule(NamedTuple):
-    """How a network is laid over registers."""
+@dataclass(frozen=True)
+class Schedule:
+    """How worlds and networks are laid over registers.
+
+    Args:
+        name: "lanes" or "units".
+        worlds: Worlds of a block.
+        real: "float" or "double".
+        lanes: Numbers in a register of units.
+    """
 
     name: str
     worlds: int
-    """Worlds of a block."""
-    unit: Any
-    """Vector type of stored units: worlds of one unit, or units of one world."""
-    weight: Any
-    """Vector type of packed weights: outputs of one input."""
-    group: Any
-    """Type by which the weight gradients read several units at once."""
-    pad: int
-    """Slots of a segment are a multiple of this."""
-    per_weight: int
-    """Numbers in one entry of the packed weights."""
-    per_unit: int
-    """Slots in one stored vector."""
-    inputs: int
-    """Inputs that the weight gradients take at once."""
-    forward: Any
-    reverse: Any
-    accumulate: Any
+    real: str
+    lanes: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether a register holds units of one world."""
+        return self.name == "units"
+
+    @property
+    def pad(self) -> int:
+        """Slots of a segment are a multiple of this."""
+        return self.lanes if self.wide else 8
+
+    @property
+    def world_lanes(self) -> int:
+        """Numbers in a register of worlds: a single world is computed as four equal ones, which costs no more."""
+        return 4 if self.wide else self.lanes
 
 
-@cache
-def lanes(worlds: int) -> Schedule:
-    """Return the schedule with one world a lane."""
-    v, w8 = vector(worlds), vector(8)
-    m4 = wp.types.matrix(shape=(4, worlds), dtype=wp.float32)
-    tanh = tanh_of(worlds)
-
-    @wp.func
-    def lane_forward(weights: wp.array(dtype=w8), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     groups: wp.array2d(dtype=m4), row: int):
-        n = layers[layer, N_IN]
-        source = layers[layer, SOURCE]
-        target = layers[layer, TARGET]
-        hidden = layers[layer, HIDDEN]
-        for j in range((layers[layer, N_OUT] + 7) // 8):
-            at = layers[layer, FORWARD] + j * n
-            b = weights[layers[layer, BIAS] + j]
-            a0 = v(b[0])
-            a1 = v(b[1])
-            a2 = v(b[2])
-            a3 = v(b[3])
-            a4 = v(b[4])
-            a5 = v(b[5])
-            a6 = v(b[6])
-            a7 = v(b[7])
-            for i in range(n):
-                x = units[row, source + i]
-                w = weights[at + i]
-                a0 += w[0] * x
-                a1 += w[1] * x
-                a2 += w[2] * x
-                a3 += w[3] * x
-                a4 += w[4] * x
-                a5 += w[5] * x
-                a6 += w[6] * x
-                a7 += w[7] * x
-            out = target + 8 * j
-            units[row, out] = a0
-            units[row, out + 1] = a1
-            units[row, out + 2] = a2
-            units[row, out + 3] = a3
-            units[row, out + 4] = a4
-            units[row, out + 5] = a5
-            units[row, out + 6] = a6
-            units[row, out + 7] = a7
-        if hidden != 0:  # in a pass of its own: eight at once do not fit the registers
-            for j in range(layers[layer, N_OUT]):
-                units[row, target + j] = tanh(units[row, target + j])
-
-    @wp.func
-    def lane_reverse(weights: wp.array(dtype=w8), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     deltas: wp.array2d(dtype=v), delta_groups: wp.array2d(dtype=m4), row: int, delta_row: int):
-        m = layers[layer, N_OUT]
-        source = layers[layer, SOURCE]
-        target = layers[layer, TARGET]
-        hidden = layers[layer, BEHIND]
-        for i in range((layers[layer, N_IN] + 7) // 8):
-            at = layers[layer, REVERSE] + i * m
-            a0 = v()
-            a1 = v()
-            a2 = v()
-            a3 = v()
-            a4 = v()
-            a5 = v()
-            a6 = v()
-            a7 = v()
-            for j in range(m):
-                d = deltas[delta_row, target + j]
-                w = weights[at + j]
-                a0 += w[0] * d
-                a1 += w[1] * d
-                a2 += w[2] * d
-                a3 += w[3] * d
-                a4 += w[4] * d
-                a5 += w[5] * d
-                a6 += w[6] * d
-                a7 += w[7] * d
-            out = source + 8 * i
-            deltas[delta_row, out] = a0
-            deltas[delta_row, out + 1] = a1
-            deltas[delta_row, out + 2] = a2
-            deltas[delta_row, out + 3] = a3
-            deltas[delta_row, out + 4] = a4
-            deltas[delta_row, out + 5] = a5
-            deltas[delta_row, out + 6] = a6
-            deltas[delta_row, out + 7] = a7
-        if hidden != 0:
-            for i in range(layers[layer, N_IN]):
-                a = deltas[delta_row, source + i]
-                h = units[row, source + i]
-                deltas[delta_row, source + i] = a - wp.cw_mul(a, wp.cw_mul(h, h))
-
-    @wp.func
-    def lane_accumulate(layers: wp.array2d(dtype=int), layer: int, groups: wp.array2d(dtype=m4), deltas: wp.array2d(dtype=v),
-                        delta_groups: wp.array2d(dtype=m4), first: int, first_delta: int, steps: int, worker: int,
-                        gradients: wp.array2d(dtype=v)):
-        columns = (layers[layer, N_OUT] + 3) // 4 * 4
-        for i in range((layers[layer, N_IN] + 3) // 4):
-            for j in range(columns // 4):
-                a00 = v()
-                a01 = v()
-                a02 = v()
-                a03 = v()
-                a10 = v()
-                a11 = v()
-                a12 = v()
-                a13 = v()
-                a20 = v()
-                a21 = v()
-                a22 = v()
-                a23 = v()
-                a30 = v()
-                a31 = v()
-                a32 = v()
-                a33 = v()
-                for s in range(steps):
-                    x = groups[first + s, layers[layer, SOURCE] // 4 + i]
-                    d = delta_groups[first_delta + s, layers[layer, TARGET] // 4 + j]
-                    a00 += wp.cw_mul(x[0], d[0])
-                    a01 += wp.cw_mul(x[0], d[1])
-                    a02 += wp.cw_mul(x[0], d[2])
-                    a03 += wp.cw_mul(x[0], d[3])
-                    a10 += wp.cw_mul(x[1], d[0])
-                    a11 += wp.cw_mul(x[1], d[1])
-                    a12 += wp.cw_mul(x[1], d[2])
-                    a13 += wp.cw_mul(x[1], d[3])
-                    a20 += wp.cw_mul(x[2], d[0])
-                    a21 += wp.cw_mul(x[2], d[1])
-                    a22 += wp.cw_mul(x[2], d[2])
-                    a23 += wp.cw_mul(x[2], d[3])
-                    a30 += wp.cw_mul(x[3], d[0])
-                    a31 += wp.cw_mul(x[3], d[1])
-                    a32 += wp.cw_mul(x[3], d[2])
-                    a33 += wp.cw_mul(x[3], d[3])
-                at = layers[layer, GRADIENT] + (4 * i + 0) * columns + 4 * j
-                gradients[worker, at] = gradients[worker, at] + a00
-                gradients[worker, at + 1] = gradients[worker, at + 1] + a01
-                gradients[worker, at + 2] = gradients[worker, at + 2] + a02
-                gradients[worker, at + 3] = gradients[worker, at + 3] + a03
-                at = layers[layer, GRADIENT] + (4 * i + 1) * columns + 4 * j
-                gradients[worker, at] = gradients[worker, at] + a10
-                gradients[worker, at + 1] = gradients[worker, at + 1] + a11
-                gradients[worker, at + 2] = gradients[worker, at + 2] + a12
-                gradients[worker, at + 3] = gradients[worker, at + 3] + a13
-                at = layers[layer, GRADIENT] + (4 * i + 2) * columns + 4 * j
-                gradients[worker, at] = gradients[worker, at] + a20
-                gradients[worker, at + 1] = gradients[worker, at + 1] + a21
-                gradients[worker, at + 2] = gradients[worker, at + 2] + a22
-                gradients[worker, at + 3] = gradients[worker, at + 3] + a23
-                at = layers[layer, GRADIENT] + (4 * i + 3) * columns + 4 * j
-                gradients[worker, at] = gradients[worker, at] + a30
-                gradients[worker, at + 1] = gradients[worker, at + 1] + a31
-                gradients[worker, at + 2] = gradients[worker, at + 2] + a32
-                gradients[worker, at + 3] = gradients[worker, at + 3] + a33
-        for j in range(layers[layer, N_OUT]):
-            a = v()
-            for s in range(steps):
-                a += deltas[first_delta + s, layers[layer, TARGET] + j]
-            at = layers[layer, BIAS_GRADIENT] + j
-            gradients[worker, at] = gradients[worker, at] + a
-
-    return Schedule("lanes", worlds, v, w8, m4, 8, 8, 1, 4, lane_forward, lane_reverse, lane_accumulate)
+def layers_text(schedule: Schedule) -> str:
+    """Return ``layer_forward``, ``layer_reverse`` and ``layer_accumulate`` as C++ members, for ``lane_math`` types N and real R."""
+    product, accumulate = (_wide_product(), _wide_accumulate(schedule.lanes)) if schedule.wide else (
+        _lane_product(16 if schedule.lanes * REALS[schedule.real] == 64 else 8), _lane_accumulate(schedule.lanes))
+    n_units, m_units = (f"({x} + {schedule.lanes - 1}) / {schedule.lanes}" if schedule.wide else x for x in ("l[N_IN]", "l[N_OUT]"))
+    unit = "R" if schedule.wide else "N"
+    return f"""
+enum {{ {", ".join(f"L_{n}" for n in TABLE)}, L_COLUMNS, N_IN = L_inputs, N_OUT = L_outputs }};
+{product}{accumulate}
+static void layer_forward(const int* l, const R* weights, R* row) {{
+    {unit}* units = ({unit}*)row;
+    product(weights + l[L_forward], weights + l[L_bias], l[N_IN], l[N_OUT], units + l[L_source], units + l[L_target]);
+    if (l[L_hidden]) {{
+        N* h = (N*)(units + l[L_target]);
+        for (int k = 0; k < {m_units}; ++k) h[k] = tanh_(h[k]);
+    }}
+}}
+static void layer_reverse(const int* l, const R* weights, const R* row, R* deltas) {{
+    const {unit}* units = (const {unit}*)row;
+    {unit}* d = ({unit}*)deltas;
+    product(weights + l[L_reverse], (const R*)0, l[N_OUT], l[N_IN], d + l[L_target], d + l[L_source]);
+    if (l[L_behind_hidden]) {{
+        const N* h = (const N*)(units + l[L_source]);
+        N* g = (N*)(d + l[L_source]);
+        for (int k = 0; k < {n_units}; ++k) g[k] = g[k] - g[k] * (h[k] * h[k]);
+    }}
+}}
+static void layer_accumulate(const int* l, const R* rows, const R* deltas, long stride, int count, R* gradients) {{
+    const {unit}* units = (const {unit}*)rows;
+    const {unit}* d = (const {unit}*)deltas;
+    accumulate(l[N_IN], l[N_OUT], units + l[L_source], d + l[L_target], stride / (long)(sizeof({unit}) / sizeof(R)), count,
+               gradients + l[L_gradient], gradients + l[L_bias_gradient]);
+}}
+"""
 
 
-@cache
-def units_wide() -> Schedule:
-    """Return the schedule with one world a block and a layer's units in the lanes."""
-    v, v4 = vector(WIDE), vector(4)
-    w4x2 = wp.types.matrix(shape=(8, WIDE), dtype=wp.float32)
-    tanh = tanh_of(WIDE)
+def _lane_product(most: int) -> str:
+    """Return ``product``: a layer of packed weights [outputs / 8, inputs, 8], one world a lane, ``most`` outputs at once."""
+    def block(outputs: int) -> str:
+        first = "".join(f"N a{k} = bias ? (N)(bias[j + {k}]) : (N)(0);" for k in range(outputs))
+        sums = "".join(f"a{k} += w{k // 8}[8 * i + {k % 8}] * x;" for k in range(outputs))
+        last = "".join(f"Y[j + {k}] = a{k};" for k in range(outputs))
+        more = "const R* w1 = w0 + 8L * n;" if outputs == 16 else ""
+        return f"""
+        const R* w0 = W + (long)j * n; {more} {first}
+        for (int i = 0; i < n; ++i) {{ const N x = X[i]; {sums} }}
+        {last}"""
 
-    @wp.func
-    def wide_forward(weights: wp.array(dtype=w4x2), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     groups: wp.array2d(dtype=v4), row: int):
-        quads = (layers[layer, N_IN] + 7) // 8 * 2
-        source = layers[layer, SOURCE] // 4
-        for j in range((layers[layer, N_OUT] + 31) // 32):
-            at = layers[layer, FORWARD] + j * quads
-            a0 = v()
-            b0 = v()
-            a1 = v()
-            b1 = v()
-            a2 = v()
-            b2 = v()
-            a3 = v()
-            b3 = v()
-            for q in range(quads):
-                w = weights[at + q]
-                x = groups[row, source + q]
-                a0 += x[0] * w[0]
-                b0 += x[0] * w[1]
-                a1 += x[1] * w[2]
-                b1 += x[1] * w[3]
-                a2 += x[2] * w[4]
-                b2 += x[2] * w[5]
-                a3 += x[3] * w[6]
-                b3 += x[3] * w[7]
-            bias = weights[layers[layer, BIAS] + j]
-            a0 = (a0 + a1) + (a2 + a3) + bias[0]
-            b0 = (b0 + b1) + (b2 + b3) + bias[1]
-            if layers[layer, HIDDEN] != 0:
-                a0 = tanh(a0)
-                b0 = tanh(b0)
-            out = layers[layer, TARGET] // 16 + 2 * j
-            units[row, out] = a0
-            units[row, out + 1] = b0
+    by_sixteen = f"for (; j + 8 < m; j += 16) {{ {block(16)} }}" if most == 16 else ""
+    return f"""
+static inline void product(const R* W, const R* bias, int n, int m, const N* X, N* Y) {{
+    int j = 0;
+    {by_sixteen}
+    for (; j < m; j += 8) {{ {block(8)} }}
+}}
+"""
 
-    @wp.func
-    def wide_reverse(weights: wp.array(dtype=w4x2), layers: wp.array2d(dtype=int), layer: int, units: wp.array2d(dtype=v),
-                     deltas: wp.array2d(dtype=v), delta_groups: wp.array2d(dtype=v4), row: int, delta_row: int):
-        quads = (layers[layer, N_OUT] + 7) // 8 * 2
-        target = layers[layer, TARGET] // 4
-        for i in range((layers[layer, N_IN] + 31) // 32):
-            at = layers[layer, REVERSE] + i * quads
-            a0 = v()
-            b0 = v()
-            a1 = v()
-            b1 = v()
-            a2 = v()
-            b2 = v()
-            a3 = v()
-            b3 = v()
-            for q in range(quads):
-                w = weights[at + q]
-                d = delta_groups[delta_row, target + q]
-                a0 += d[0] * w[0]
-                b0 += d[0] * w[1]
-                a1 += d[1] * w[2]
-                b1 += d[1] * w[3]
-                a2 += d[2] * w[4]
-                b2 += d[2] * w[5]
-                a3 += d[3] * w[6]
-                b3 += d[3] * w[7]
-            a0 = (a0 + a1) + (a2 + a3)
-            b0 = (b0 + b1) + (b2 + b3)
-            out = layers[layer, SOURCE] // 16 + 2 * i
-            if layers[layer, BEHIND] != 0:
-                h = units[row, out]
-                a0 = a0 - wp.cw_mul(a0, wp.cw_mul(h, h))
-                h = units[row, out + 1]
-                b0 = b0 - wp.cw_mul(b0, wp.cw_mul(h, h))
-            deltas[delta_row, out] = a0
-            deltas[delta_row, out + 1] = b0
 
-    @wp.func
-    def wide_accumulate(layers: wp.array2d(dtype=int), layer: int, groups: wp.array2d(dtype=v4), deltas: wp.array2d(dtype=v),
-                        delta_groups: wp.array2d(dtype=v4), first: int, first_delta: int, steps: int, worker: int,
-                        gradients: wp.array2d(dtype=v)):
-        blocks = (layers[layer, N_OUT] + 15) // 16
-        for j in range(blocks):
-            d_at = layers[layer, TARGET] // 16 + j
-            for i in range((layers[layer, N_IN] + 7) // 8):
-                a0 = v()
-                a1 = v()
-                a2 = v()
-                a3 = v()
-                a4 = v()
-                a5 = v()
-                a6 = v()
-                a7 = v()
-                for s in range(steps):
-                    d = deltas[first_delta + s, d_at]
-                    x = groups[first + s, layers[layer, SOURCE] // 4 + 2 * i]
-                    y = groups[first + s, layers[layer, SOURCE] // 4 + 2 * i + 1]
-                    a0 += x[0] * d
-                    a1 += x[1] * d
-                    a2 += x[2] * d
-                    a3 += x[3] * d
-                    a4 += y[0] * d
-                    a5 += y[1] * d
-                    a6 += y[2] * d
-                    a7 += y[3] * d
-                at = layers[layer, GRADIENT] + 8 * i * blocks + j
-                gradients[worker, at] = gradients[worker, at] + a0
-                gradients[worker, at + blocks] = gradients[worker, at + blocks] + a1
-                gradients[worker, at + 2 * blocks] = gradients[worker, at + 2 * blocks] + a2
-                gradients[worker, at + 3 * blocks] = gradients[worker, at + 3 * blocks] + a3
-                gradients[worker, at + 4 * blocks] = gradients[worker, at + 4 * blocks] + a4
-                gradients[worker, at + 5 * blocks] = gradients[worker, at + 5 * blocks] + a5
-                gradients[worker, at + 6 * blocks] = gradients[worker, at + 6 * blocks] + a6
-                gradients[worker, at + 7 * blocks] = gradients[worker, at + 7 * blocks] + a7
-            a = v()
-            for s in range(steps):
-                a += deltas[first_delta + s, d_at]
-            at = layers[layer, BIAS_GRADIENT] + j
-            gradients[worker, at] = gradients[worker, at] + a
+def _lane_accumulate(lanes: int) -> str:
+    """Return ``accumulate``: gradients in tiles of 4 x 4, the lanes of sixteen sums folded together."""
+    evens, odds = (", ".join(str(k) for k in range(first, 2 * lanes, 2)) for first in (0, 1))
+    folds, width = [], 16
+    while width > 16 // lanes:
+        width //= 2
+        folds.append("".join(f"s[{k}] = pair(s[{2 * k}], s[{2 * k + 1}]);" for k in range(width)))
+    tile = "".join(f"s[{4 * i + j}] += x{i} * d{j};" for i in range(4) for j in range(4))
+    loads = "".join(f"const N x{k} = x[{k}], d{k} = d[{k}];" for k in range(4))
+    return f"""
+static inline N pair(N a, N b) {{ return __builtin_shufflevector(a, b, {evens}) + __builtin_shufflevector(a, b, {odds}); }}
+static inline void fold(N* s, R* to) {{
+    {" ".join(folds)}
+    N* g = (N*)to;
+    for (int k = 0; k < {16 // lanes}; ++k) g[k] += s[k];
+}}
+static void accumulate(int n, int m, const N* X, const N* D, long stride, int rows, R* G, R* Gb) {{
+    const int tiles = (m + 3) / 4;
+    for (int i = 0; i < (n + 3) / 4; ++i)
+        for (int j = 0; j < tiles; ++j) {{
+            N s[16] = {{}};
+            const N* x = X + 4 * i;
+            const N* d = D + 4 * j;
+            for (int r = 0; r < rows; ++r, x += stride, d += stride) {{ {loads} {tile} }}
+            fold(s, G + 16L * (i * tiles + j));
+        }}
+    for (int j = 0; j < m; j += 16) {{
+        N s[16] = {{}};
+        for (int k = 0; k < 16 && j + k < m; ++k)
+            for (int r = 0; r < rows; ++r) s[k] += D[r * stride + j + k];
+        fold(s, Gb + j);
+    }}
+}}
+"""
 
-    return Schedule("units", 1, v, w4x2, v4, 32, 128, WIDE, 8, wide_forward, wide_reverse, wide_accumulate)
+
+def _wide_product() -> str:
+    """Return ``product``: packed weights [outputs / lanes, inputs, lanes], units of one world in the lanes."""
+    def block(groups: int, phases: int) -> str:
+        names = [[f"a{g}_{q}" for q in range(phases)] for g in range(groups)]
+        first = "".join(f"N {names[g][q]} = " + (f"bias ? *(const N*)(bias + j + {g} * LANES) : (N)(0);" if q == 0 else "(N)(0);")
+                        for g in range(groups) for q in range(phases))
+        sums = "".join(f"{{ const R x = X[i + {q}]; " + "".join(f"{names[g][q]} += x * w[({g} * padded + i + {q})];" for g in range(groups))
+                       + "}" for q in range(phases))
+        last = ""
+        for g in range(groups):
+            row = names[g]
+            while len(row) > 1:
+                row = [f"({row[k]} + {row[k + 1]})" for k in range(0, len(row), 2)]
+            last += f"*(N*)(Y + j + {g} * LANES) = {row[0]};"
+        return f"""
+        const N* w = (const N*)(W + (long)j * padded); {first}
+        for (int i = 0; i < padded; i += {phases}) {{ {sums} }}
+        {last}"""
+
+    return f"""
+enum {{ LANES = sizeof(N) / sizeof(R) }};
+static inline void product(const R* W, const R* bias, int n, int m, const R* X, R* Y) {{
+    const int padded = (n + {PHASES - 1}) / {PHASES} * {PHASES};
+    int j = 0;
+    for (; j + 3 * LANES < m; j += 4 * LANES) {{ {block(4, 4)} }}
+    for (; j + LANES < m; j += 2 * LANES) {{ {block(2, 8)} }}
+    for (; j < m; j += LANES) {{ {block(1, 8)} }}
+}}
+"""
+
+
+def _wide_accumulate(lanes: int) -> str:
+    """Return ``accumulate``: gradients [inputs, outputs padded to registers], eight inputs at a time."""
+    sums = "".join(f"a{k} += x[{k}] * e;" for k in range(8))
+    adds = "".join(f"g[{k} * blocks] += a{k};" for k in range(8))
+    return f"""
+static void accumulate(int n, int m, const R* X, const R* D, long stride, int rows, R* G, R* Gb) {{
+    const int blocks = (m + {lanes - 1}) / {lanes};
+    for (int j = 0; j < blocks; ++j) {{
+        for (int i = 0; i < (n + 7) / 8; ++i) {{
+            N {", ".join(f"a{k} = (N)(0)" for k in range(8))};
+            const R* x = X + 8 * i;
+            const R* d = D + {lanes} * j;
+            for (int r = 0; r < rows; ++r, x += stride, d += stride) {{ const N e = *(const N*)d; {sums} }}
+            N* g = (N*)G + (8L * i * blocks + j);
+            {adds}
+        }}
+        N b = (N)(0);
+        for (int r = 0; r < rows; ++r) b += *(const N*)(D + r * stride + {lanes} * j);
+        ((N*)Gb)[j] += b;
+    }}
+}}
+"""
 
 
 class Network(NamedTuple):
@@ -359,14 +221,16 @@ class Network(NamedTuple):
     """Slot of each output, shape [outputs]."""
     squashed: np.ndarray
     """Whether a tanh follows each output, shape [outputs]."""
+    spans: np.ndarray
+    """First layer of each output's network, and the one behind its last, shape [outputs, 2]."""
     slots: int
     """Slots of a row."""
     packing: np.ndarray
     """For every entry of the packed weights the entry of the flat ones, -1 for padding."""
     gathering: np.ndarray
-    """For every flat weight the entry of the gradient array, in its last axis' order."""
+    """For every flat weight the entry of the gradient array."""
     gradients: int
-    """Vectors of a gradient array."""
+    """Numbers of a gradient array."""
 
 
 def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule, squashed: Sequence[bool] = ()) -> Network:
@@ -380,45 +244,70 @@ def lay_out(networks: Sequence[Sequence[int]], schedule: Schedule, squashed: Seq
         schedule: How units lie in registers.
         squashed: For each network whether a tanh follows its outputs too; none does where missing.
     """
-    wide, pad, row, unit = schedule.name == "units", schedule.pad, min(schedule.per_weight, schedule.pad), schedule.per_weight
-    table, inputs, outputs, packing, gathering = [], [], [], [], []
-    slot = flat = packed = gradient = 0
+    if not networks:
+        none = np.zeros(0, np.int32)
+        return Network(np.zeros((0, len(TABLE)), np.int32), none, none, none, none.reshape(0, 2), 0, none, none, 0)
     squashed = tuple(squashed) or (False,) * len(networks)
+    places, table, spans, packing, gathering = _Places(schedule), [], [], [], []
+    inputs: list[int] = []
+    outputs: list[int] = []
     for sizes, squash in zip(networks, squashed, strict=True):
-        starts = []
-        for size in sizes:
-            starts.append(slot)
-            slot += -(-size // pad) * pad
+        starts = [places.segment(size) for size in sizes]
         inputs += range(starts[0], starts[0] + sizes[0])
         outputs += range(starts[-1], starts[-1] + sizes[-1])
+        spans += [(len(table), len(table) + len(sizes) - 1)] * sizes[-1]
         for k, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-            index = flat + np.arange(n * m).reshape(n, m)
-            bias = flat + n * m + np.arange(m)
-            flat += n * m + m
-            n8, m8 = -(-n // 8) * 8, -(-m // 8) * 8
-            groups_m, groups_n = -(-m // pad) * pad, -(-n // pad) * pad
-            forward = _packed(index, n8 if wide else n, groups_m, row)
-            reverse = _packed(index.T, m8 if wide else m, groups_n, row)
-            places = [packed, packed + forward.size // unit]
-            bias = np.concatenate([bias, np.full(groups_m - m, -1)])
-            if wide:  # an entry for each 32 outputs, of which it fills a quarter
-                bias = np.pad(bias.reshape(-1, pad), ((0, 0), (0, unit - pad)), constant_values=-1).ravel()
-            places.append(places[1] + bias.size // unit)
-            packed = places[2] + reverse.size // unit
-            packing += [forward, bias, reverse]
-            columns = -(-m // 16) if wide else -(-m // 4) * 4
-            bias_gradient = gradient + -(-n // schedule.inputs) * schedule.inputs * columns
-            table.append([n, m, starts[k], starts[k + 1], places[0], places[1], places[2], gradient, bias_gradient,
-                          int(squash or k < len(sizes) - 2), int(k > 0)])
-            i, j = np.meshgrid(np.arange(n), np.arange(m), indexing="ij")
-            if wide:
-                gathering += [((gradient + i * columns + j // 16) * 16 + j % 16).ravel(), bias_gradient * 16 + np.arange(m)]
-            else:
-                gathering += [(gradient + i * columns + j).ravel(), bias_gradient + np.arange(m)]
-            gradient = bias_gradient + columns
+            packed, (g, gb), gathered = places.layer(n, m)
+            packing += [p for p, _ in packed]
+            gathering += gathered
+            table.append([n, m, starts[k], starts[k + 1], *(at for _, at in packed), g, gb, int(squash or k < len(sizes) - 2), int(k > 0)])
     return Network(np.array(table, np.int32), np.array(inputs, np.int32), np.array(outputs, np.int32),
-                   np.repeat(np.array(squashed, np.int32), [sizes[-1] for sizes in networks]), slot,
-                   np.concatenate(packing).astype(np.int32), np.concatenate(gathering).astype(np.int32), gradient)
+                   np.repeat(np.array(squashed, np.int32), [sizes[-1] for sizes in networks]), np.array(spans, np.int32), places.slots,
+                   np.concatenate(packing).astype(np.int32), np.concatenate(gathering).astype(np.int32), places.gradients)
+
+
+class _Places:
+    """Hands out places in rows, flat weights, packed weights and gradients."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.slots = self.flat = self.packed = self.gradients = 0
+
+    def segment(self, size: int) -> int:
+        """Return the first slot of so many units."""
+        start, self.slots = self.slots, self.slots + _up(size, self.schedule.pad)
+        return start
+
+    def layer(self, n: int, m: int) -> tuple[list[tuple[np.ndarray, int]], tuple[int, int], list[np.ndarray]]:
+        """Return packed matrix, bias and transposed matrix with their places, places of the gradients, and where each is gathered."""
+        index = self.flat + np.arange(n * m).reshape(n, m)
+        bias = self.flat + n * m + np.arange(m)
+        self.flat += n * m + m
+        wide, lanes = self.schedule.wide, self.schedule.lanes
+        row = lanes if wide else 8
+        parts = []
+        for part in (_packed(index, _up(n, PHASES) if wide else n, _up(m, row), row),
+                     np.concatenate([bias, np.full(_up(m, row) - m, -1)]),
+                     _packed(index.T, _up(m, PHASES) if wide else m, _up(n, row), row)):
+            parts.append((part, self.packed))
+            self.packed += part.size
+            extra = -self.packed % 16  # every part starts on a cache line
+            parts[-1] = (np.concatenate([part, np.full(extra, -1)]), parts[-1][1])
+            self.packed += extra
+        g = self.gradients
+        i, j = np.meshgrid(np.arange(n), np.arange(m), indexing="ij")
+        if wide:
+            columns = _up(m, lanes)
+            at, size = g + i * columns + j, _up(n, 8) * columns
+        else:
+            tiles = -(-m // 4)
+            at, size = g + 16 * (i // 4 * tiles + j // 4) + 4 * (i % 4) + j % 4, 16 * -(-n // 4) * tiles
+        self.gradients = g + size + _up(m, 16)
+        return parts, (g, g + size), [at.ravel(), g + size + np.arange(m)]
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
 
 
 def _packed(index: np.ndarray, n: int, m: int, row: int) -> np.ndarray:

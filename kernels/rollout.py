@@ -1,233 +1,440 @@
-"""The kernels of a fused rollout: one launch forward over the whole horizon and batch, one launch back.
+"""The kernels of a fused rollout, as C++ around a system's own functions: one launch over the whole horizon and batch.
 
-A system is two functions of one world, written once in scalars and small vectors:
+Everything that is particular to a model is in its ``System``; the kernels know networks and time only. A block of worlds goes
+through all its steps in one thread, its state in registers:
 
-    z  = features(x, u, c)             what the networks see
-    x' = advance(x, u, y, p, c)        one step, given the networks' outputs y = net(z)
+- ``forward`` writes the states, and keeps the units of the networks where a reverse sweep may come and they are few;
+- ``reverse`` takes gradients of the states back to first states, actions, parameters and weights. Units that were not kept are
+  computed again from the stored states, a chunk of steps at a time;
+- ``cost`` accumulates a cost and writes nothing else; ``cost_gradient`` goes there and back in one launch, with checkpoints of the
+  state at every chunk where the horizon is longer than one, so that memory does not grow with the horizon's units;
+- ``linearise`` takes steps of a trajectory, all at once, to their Jacobians: networks by as many adjoints as they have outputs.
 
-with states x, actions u, physical parameters p and constants c (normalisers and the like, not differentiated). Everything
-that is particular to a residual or an integrator is in ``advance``; the kernels know networks and time only. A tanh behind a
-network is the kernel's, which does a register in the time of a fifth of a libm call.
-
-The reverse sweep takes each step's units from memory, or computes them again from the stored states, and goes back through
-``advance`` (``wp.grad`` of the weighted step: the vector-Jacobian products), the networks (by hand, see ``mlp``) and
-``features`` (``wp.grad``). The functions of one world run lane by lane: a cart-pole's step costs 0.3 µs for 16 worlds and its
-adjoint 0.4 µs, beside 1.3 and 1.1 µs of a 5-64-64-2 network.
-
-Traps of Warp 1.19 that the order of statements below avoids:
-
-- In a kernel without a backward pass, ``wp.grad`` of a function whose callees were built for a forward call before is silently
-  zero. So ``wp.grad`` stands before any forward call of the same function (``_first``), and the tests differentiate nested ones.
-- ``wp.static(functions[i])`` in a generic function is left out of the hash that finds compiled code: two systems would share a
-  kernel. Functions are joined by closures instead.
-- Its own reverse mode through dynamic loops is wrong: nothing here relies on it, and ``advance`` must not hold one.
+Weight gradients are matrix products over a chunk's steps and worlds, summed once a chunk (``mlp``).
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import warp as wp
+from residual_mbrl.kernels.mlp import Schedule, layers_text
+from residual_mbrl.kernels.native import Kernel, lane_math
+from residual_mbrl.kernels.system import Cost, System, cost_text, jacobian_text, system_text
 
-from residual_mbrl.kernels.lanes import vector
-from residual_mbrl.kernels.mlp import Schedule
-
-OPTIONS = {"enable_backward": False, "module": "unique",
-           "module_options": {"cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast", "max_unroll": 256}}
-"""Fused multiply-adds across statements: tanh takes 2.2 ns a register instead of 3.6; NaN and infinity stay what they are."""
-
-
-class System(NamedTuple):
-    """A model of one world as Warp functions, and the lengths of their vectors (at least 1 each; see the module's text)."""
-
-    features: Any
-    """``features(x, u, c) -> z``; any function of this signature where there is no network."""
-    advance: Any
-    """``advance(x, u, y, p, c) -> x'``."""
-    nx: int
-    nu: int
-    nz: int
-    ny: int
-    np: int
-    nc: int
+FIELDS = (
+    # sharing out the work
+    "region", "threads", "next", "entered", "blocks", "piece", "finish",
+    # sizes
+    "batch", "horizon", "member_worlds", "member_blocks", "members", "row", "chunk", "scratch_size", "packed_size", "gradient_size",
+    "flat_size", "nets", "n_inputs", "n_outputs", "keep", "learn", "reference_stride",
+    # model
+    "weights", "layers", "inputs", "outputs", "squashed", "spans", "constants", "parameters", "gathering",
+    # in
+    "initial", "actions", "states", "references", "seeds", "grad_states",
+    # scratch
+    "units", "scratch", "gradients",
+    # out
+    "costs", "grad_initial", "grad_actions", "grad_parameters", "grad_weights", "A", "B")
+"""The table of a launch: numbers, and addresses of contiguous arrays of the model's real type, worlds first."""
+PLACES = {name: i for i, name in enumerate(FIELDS)}
 
 
-class Kernels(NamedTuple):
-    """The two kernels of a system under a schedule."""
-
-    forward: Any
-    reverse: Any
-
-
-def build(system: System, schedule: Schedule) -> Kernels:
-    """Make the kernels of a system; Warp compiles each when it is first launched, and keeps it on disk."""
-    return Kernels(_forward(system, schedule), _reverse(system, schedule))
-
-
-def _forward(system: System, schedule: Schedule) -> Any:
-    features, advance = system.features, system.advance
-    x_, u_, y_ = vector(system.nx), vector(system.nu), vector(system.ny)
-    p_, c_ = vector(system.np), vector(system.nc)
-    unit, weight, group = schedule.unit, schedule.weight, schedule.group
-    worlds, network = schedule.worlds, schedule.forward
-
-    @wp.kernel(**OPTIONS)
-    def forward_rollout(
-        # Model:
-        weights: wp.array(dtype=weight), layers: wp.array2d(dtype=int), inputs: wp.array(dtype=int), outputs: wp.array(dtype=int),
-        constants: wp.array(dtype=c_), parameters: wp.array(dtype=p_),
-        # In:
-        first: int, batch: int, horizon: int, keep: int, worker: int, nets: int,
-        initial: wp.array(dtype=x_), actions: wp.array2d(dtype=u_),
-        # Out:
-        states: wp.array2d(dtype=x_), units: wp.array2d(dtype=unit), scalars: wp.array3d(dtype=float),
-        groups: wp.array2d(dtype=group),
-    ):
-        block = first + wp.tid()
-        begin = block * worlds
-        end = wp.min(begin + worlds, batch)
-        if begin >= batch:
-            return
-        c = constants[0]
-        for b in range(begin, end):
-            states[b, 0] = initial[b]
-        for t in range(horizon):
-            row = worker
-            if keep != 0:
-                row = block * horizon + t
-            for b in range(begin, end):
-                z = features(states[b, t], actions[b, t], c)
-                for i in range(inputs.shape[0]):
-                    scalars[row, inputs[i], b - begin] = z[i]
-            for layer in range(nets):
-                network(weights, layers, layer, units, groups, row)
-            for b in range(begin, end):
-                y = y_()
-                for i in range(outputs.shape[0]):
-                    y[i] = scalars[row, outputs[i], b - begin]
-                states[b, t + 1] = advance(states[b, t], actions[b, t], y, parameters[b], c)
-
-    return forward_rollout
+def forward_kernel(system: System, schedule: Schedule) -> Kernel:
+    """Return the kernel that writes states."""
+    return _kernel(schedule, _model_text(system, schedule), """
+    static void block(long long* a, long index, R* scratch, int worker) {
+        Block b(a, index);
+        T x[NX], u[NU], p[NP];
+        b.load_parameters(p);
+        load_n(NX, (const R*)a[F_initial] + b.first * NX, NX, b.count, x);
+        for (long t = 0; t < b.H; ++t) {
+            store_n(NX, (R*)a[F_states] + (b.first * (b.H + 1) + t) * NX, (b.H + 1) * NX, b.count, x);
+            load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+            R* row = a[F_keep] ? (R*)a[F_units] + (index * b.H + t) * a[F_row] : scratch;
+            step(a, b, row, x, u, p);
+        }
+        store_n(NX, (R*)a[F_states] + (b.first * (b.H + 1) + b.H) * NX, (b.H + 1) * NX, b.count, x);
+    }
+    static void conclude(long long* a) {}
+    """)
 
 
-def _reverse(system: System, schedule: Schedule) -> Any:
-    features, advance = system.features, system.advance
-    x_, u_, z_, y_ = vector(system.nx), vector(system.nu), vector(system.nz), vector(system.ny)
-    p_, c_ = vector(system.np), vector(system.nc)
-    unit, weight, group = schedule.unit, schedule.weight, schedule.group
-    worlds, network, adjoint, accumulate = schedule.worlds, schedule.forward, schedule.reverse, schedule.accumulate
-
-    @wp.func
-    def weighted_advance(x: x_, u: u_, y: y_, p: p_, c: c_, by: x_) -> x_:
-        return wp.cw_mul(by, advance(x, u, y, p, c))
-
-    @wp.func
-    def weighted_features(x: x_, u: u_, c: c_, by: z_) -> z_:
-        return wp.cw_mul(by, features(x, u, c))
-
-    @wp.kernel(**OPTIONS)
-    def reverse_rollout(
-        # Model:
-        weights: wp.array(dtype=weight), layers: wp.array2d(dtype=int), inputs: wp.array(dtype=int), outputs: wp.array(dtype=int),
-        squashed: wp.array(dtype=int), constants: wp.array(dtype=c_), parameters: wp.array(dtype=p_),
-        # In:
-        first: int, batch: int, horizon: int, keep: int, worker: int, nets: int, chunk: int, learn: int,
-        states: wp.array2d(dtype=x_), actions: wp.array2d(dtype=u_), grad_states: wp.array2d(dtype=x_),
-        # Scratch:
-        units: wp.array2d(dtype=unit), scalars: wp.array3d(dtype=float), groups: wp.array2d(dtype=group),
-        deltas: wp.array2d(dtype=unit), delta_scalars: wp.array3d(dtype=float), delta_groups: wp.array2d(dtype=group),
-        # Out:
-        grad_initial: wp.array(dtype=x_), grad_actions: wp.array2d(dtype=u_), grad_parameters: wp.array(dtype=p_),
-        gradients: wp.array2d(dtype=unit),
-    ):
-        block = first + wp.tid()
-        begin = block * worlds
-        end = wp.min(begin + worlds, batch)
-        if begin >= batch:
-            return
-        c = constants[0]
-        if horizon < 0:  # _first: never runs, but has Warp build every adjoint before a forward call of the same functions
-            _gx, _gu, _gc, _gz = wp.grad(weighted_features)(states[0, 0], actions[0, 0], c, z_())
-        for b in range(begin, end):
-            grad_initial[b] = x_()
-            grad_parameters[b] = p_()
-        for back in range(horizon):
-            t = horizon - 1 - back
-            delta_row = worker * chunk + t % chunk
-            row = block * horizon + t
-            if keep == 0:
-                row = delta_row
-                if nets != 0:
-                    for b in range(begin, end):
-                        z = features(states[b, t], actions[b, t], c)
-                        for i in range(inputs.shape[0]):
-                            scalars[row, inputs[i], b - begin] = z[i]
-                    for lane in range(end - begin, scalars.shape[2]):  # lanes without a world: what they hold is from another block
-                        for i in range(inputs.shape[0]):
-                            scalars[row, inputs[i], lane] = 0.0
-                    for layer in range(nets):
-                        network(weights, layers, layer, units, groups, row)
-            for b in range(begin, end):
-                y = y_()
-                for i in range(outputs.shape[0]):
-                    y[i] = scalars[row, outputs[i], b - begin]
-                by = grad_initial[b] + grad_states[b, t + 1]
-                gx, gu, gy, gp, _gc, _next = wp.grad(weighted_advance)(states[b, t], actions[b, t], y, parameters[b], c, by)
-                grad_initial[b] = gx
-                grad_actions[b, t] = gu
-                grad_parameters[b] = grad_parameters[b] + gp
-                for i in range(outputs.shape[0]):
-                    d = gy[i]
-                    if squashed[i] != 0:
-                        d = d - d * y[i] * y[i]
-                    delta_scalars[delta_row, outputs[i], b - begin] = d
-            if nets != 0:
-                for lane in range(end - begin, scalars.shape[2]):
-                    for i in range(outputs.shape[0]):
-                        delta_scalars[delta_row, outputs[i], lane] = 0.0
-                for behind in range(nets):
-                    adjoint(weights, layers, nets - 1 - behind, units, deltas, delta_groups, row, delta_row)
-                for b in range(begin, end):
-                    gz = z_()
-                    for i in range(inputs.shape[0]):
-                        gz[i] = delta_scalars[delta_row, inputs[i], b - begin]
-                    gx, gu, _gc, _z = wp.grad(weighted_features)(states[b, t], actions[b, t], c, gz)
-                    grad_initial[b] = grad_initial[b] + gx
-                    grad_actions[b, t] = grad_actions[b, t] + gu
-                if learn != 0 and t % chunk == 0:
-                    steps = wp.min(chunk, horizon - t)
-                    for layer in range(nets):
-                        accumulate(layers, layer, groups, deltas, delta_groups, row, delta_row, steps, worker, gradients)
-        for b in range(begin, end):
-            grad_initial[b] = grad_initial[b] + grad_states[b, 0]
-
-    return reverse_rollout
+def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
+    """Return the kernel that takes gradients back."""
+    return _kernel(schedule, _model_text(system, schedule) + _BACK, """
+    static void block(long long* a, long index, R* scratch, int worker) {
+        Block b(a, index);
+        const long chunk = a[F_chunk], size = a[F_row];
+        R* deltas = scratch + chunk * size;
+        T x[NX], u[NU], p[NP], gx[NX] = {}, gu[NU], gp[NP] = {};
+        b.load_parameters(p);
+        for (long end = b.H; end > 0;) {
+            const long begin = (end - 1) / chunk * chunk;
+            R* rows = a[F_keep] ? (R*)a[F_units] + (index * b.H + begin) * size : scratch;
+            if (!a[F_keep] && a[F_nets])
+                for (long t = begin; t < end; ++t) {
+                    load_n(NX, (const R*)a[F_states] + (b.first * (b.H + 1) + t) * NX, (b.H + 1) * NX, b.count, x);
+                    load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+                    see(a, b.W, b.c, rows + (t - begin) * size, x, u, p);
+                }
+            for (long t = end - 1; t >= begin; --t) {
+                load_n(NX, (const R*)a[F_states] + (b.first * (b.H + 1) + t) * NX, (b.H + 1) * NX, b.count, x);
+                load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+                add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + t + 1) * NX, (b.H + 1) * NX, b.count, gx);
+                for (int i = 0; i < NU; ++i) gu[i] = (T)(0);
+                step_back(a, b, rows + (t - begin) * size, deltas + (t - begin) * size, x, u, p, gx, gu, gp);
+                store_n(NU, (R*)a[F_grad_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, gu);
+            }
+            learn(a, b, rows, deltas, end - begin, worker);
+            end = begin;
+        }
+        add_n(NX, (const R*)a[F_grad_states] + b.first * (b.H + 1) * NX, (b.H + 1) * NX, b.count, gx);
+        store_n(NX, (R*)a[F_grad_initial] + b.first * NX, NX, b.count, gx);
+        store_n(NP, (R*)a[F_grad_parameters] + b.first * NP, NP, b.count, gp);
+    }
+    static void conclude(long long* a) { gather(a); }
+    """)
 
 
-@wp.kernel(**OPTIONS)
-def pack_weights(flat: wp.array(dtype=float), packing: wp.array(dtype=int), packed: wp.array(dtype=float)):
-    """Order the flat weights as a schedule wants them; padding is zero."""
-    i = wp.tid()
-    value = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
-    if packing[i] >= 0:
-        value = flat[packing[i]]
-    packed[i] = value
+def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
+    """Return the kernel that writes each world's cost."""
+    return _kernel(schedule, _model_text(system, schedule) + cost_text(cost, system), """
+    static void block(long long* a, long index, R* scratch, int worker) {
+        Block b(a, index);
+        T x[NX], u[NU], p[NP], r[NR], total = (T)(0), now;
+        b.load_parameters(p);
+        load_n(NX, (const R*)a[F_initial] + b.first * NX, NX, b.count, x);
+        for (long t = 0; t < b.H; ++t) {
+            load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+            b.load_reference(t, NR, r);
+            running(x, u, r, &now);
+            total += now;
+            step(a, b, scratch, x, u, p);
+        }
+        b.load_reference(b.H, NR, r);
+        terminal(x, r, &now);
+        total += now;
+        store_n(1, (R*)a[F_costs] + b.first, 1, b.count, &total);
+    }
+    static void conclude(long long* a) {}
+    """)
 
 
-@wp.kernel(**OPTIONS)
-def gather_gradients(gradients: wp.array2d(dtype=float), gathering: wp.array(dtype=int), lanes: int, workers: int,
-                     flat: wp.array(dtype=float)):
-    """Sum the gradients of all workers and lanes in the order of the flat weights."""
-    i = wp.tid()
-    at = gathering[i] * lanes
-    a0 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
-    a1 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
-    a2 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
-    a3 = float(0.0)  # noqa: UP018  # a literal would be a constant to Warp
-    for k in range(workers):
-        if lanes == 1:
-            a0 += gradients[k, at]
-        for quad in range(lanes // 4):  # four chains of sums, as one waits four cycles for each addition
-            a0 += gradients[k, at + 4 * quad]
-            a1 += gradients[k, at + 4 * quad + 1]
-            a2 += gradients[k, at + 4 * quad + 2]
-            a3 += gradients[k, at + 4 * quad + 3]
-    flat[i] = (a0 + a1) + (a2 + a3)
+def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
+    """Return the kernel that writes each world's cost and the gradients of ``Σ seeds · costs``."""
+    return _kernel(schedule, _model_text(system, schedule) + _BACK + cost_text(cost, system), """
+    // scratch: rows and deltas of a chunk, states of a chunk, and a checkpoint at the start of every chunk
+    static void block(long long* a, long index, R* scratch, int worker) {
+        Block b(a, index);
+        const long chunk = a[F_chunk], size = a[F_row];
+        R* rows = scratch;
+        R* deltas = rows + chunk * size;
+        T* states = (T*)(deltas + chunk * size);
+        T* checkpoints = states + chunk * NX;
+        T x[NX], u[NU], p[NP], r[NR], gx[NX] = {}, gu[NU], gp[NP] = {}, total = (T)(0), now, seed = (T)(1);
+        b.load_parameters(p);
+        load_n(NX, (const R*)a[F_initial] + b.first * NX, NX, b.count, x);
+        if (a[F_seeds]) load_n(1, (const R*)a[F_seeds] + b.first, 1, b.count, &seed);
+        for (int k = b.count; k < WORLDS; ++k) seed[k] = 0;  // lanes without a world must not reach the weights
+        const long last = (b.H - 1) / chunk * chunk;
+        for (long t = 0; t < b.H; ++t) {
+            if (t % chunk == 0)
+                for (int i = 0; i < NX; ++i) checkpoints[t / chunk * NX + i] = x[i];
+            for (int i = 0; i < NX; ++i) states[t % chunk * NX + i] = x[i];
+            load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+            b.load_reference(t, NR, r);
+            running(x, u, r, &now);
+            total += now;
+            step(a, b, rows + t % chunk * size, x, u, p);
+        }
+        b.load_reference(b.H, NR, r);
+        terminal(x, r, &now);
+        total += now;
+        store_n(1, (R*)a[F_costs] + b.first, 1, b.count, &total);
+        d_terminal(x, r, &seed, gx);
+        for (long begin = last; begin >= 0; begin -= chunk) {
+            const long end = begin + chunk < b.H ? begin + chunk : b.H;
+            if (begin != last) {
+                for (int i = 0; i < NX; ++i) x[i] = checkpoints[begin / chunk * NX + i];
+                for (long t = begin; t < end; ++t) {
+                    for (int i = 0; i < NX; ++i) states[(t - begin) * NX + i] = x[i];
+                    load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+                    step(a, b, rows + (t - begin) * size, x, u, p);
+                }
+            }
+            for (long t = end - 1; t >= begin; --t) {
+                const T* at = states + (t - begin) * NX;
+                load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+                for (int i = 0; i < NU; ++i) gu[i] = (T)(0);
+                step_back(a, b, rows + (t - begin) * size, deltas + (t - begin) * size, at, u, p, gx, gu, gp);
+                b.load_reference(t, NR, r);
+                d_running(at, u, r, &seed, gx, gu);
+                store_n(NU, (R*)a[F_grad_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, gu);
+            }
+            learn(a, b, rows, deltas, end - begin, worker);
+        }
+        store_n(NX, (R*)a[F_grad_initial] + b.first * NX, NX, b.count, gx);
+        store_n(NP, (R*)a[F_grad_parameters] + b.first * NP, NP, b.count, gp);
+    }
+    static void conclude(long long* a) { gather(a); }
+    """)
+
+
+def linearise_kernel(system: System, schedule: Schedule) -> Kernel:
+    """Return the kernel that writes A = ∂x'/∂x and B = ∂x'/∂u of every step; a block is some steps that follow each other."""
+    return _kernel(schedule, _model_text(system, schedule) + jacobian_text(system) + _LINEAR, """
+    static void block(long long* a, long index, R* scratch, int worker) {
+        Steps b(a, index);
+        T x[NX], u[NU], p[NP];
+        for (int k = 0; k < WORLDS; ++k) {
+            const long n = b.step_of(k), world = n / b.H;
+            for (int i = 0; i < NX; ++i) x[i][k] = ((const R*)a[F_states])[(n + world) * NX + i];
+            for (int i = 0; i < NU; ++i) u[i][k] = ((const R*)a[F_actions])[n * NU + i];
+            for (int i = 0; i < NP; ++i) p[i][k] = ((const R*)a[F_parameters])[world * NP + i];
+        }
+        R* row = scratch;
+        R* deltas = scratch + a[F_row];
+        T z_by[NZ * (NX + NU)], y_by_z[NY * NZ] = {}, y_by[NY * (NX + NU)] = {}, h_by_all[NH * (NY + NX + NU)];
+        see(a, b.W, b.c, row, x, u, p);
+        T y[NY], h[NH];
+        network_outputs(a, row, y);
+        hold(y, x, u, p, b.c, h);
+        j_features(x, u, p, b.c, z_by);
+        j_hold(y, x, u, p, b.c, h_by_all);
+        networks_by_inputs(a, b, row, deltas, y, y_by_z);
+        for (int i = 0; i < NY; ++i)
+            for (int k = 0; k < NZ; ++k)
+                for (int j = 0; j < NX + NU; ++j) y_by[i * (NX + NU) + j] += y_by_z[i * NZ + k] * z_by[k * (NX + NU) + j];
+        T h_by[NH * (NX + NU)];
+        for (int i = 0; i < NH; ++i)
+            for (int j = 0; j < NX + NU; ++j) {
+                T sum = h_by_all[i * (NY + NX + NU) + NY + j];
+                for (int k = 0; k < NY; ++k) sum += h_by_all[i * (NY + NX + NU) + k] * y_by[k * (NX + NU) + j];
+                h_by[i * (NX + NU) + j] = sum;
+            }
+        // S: the state within the step by (x, u)
+        T S[NK * (NX + NU)] = {}, next[NK * (NX + NU)], J[NK * (NK + NH)], k[NK], moved[NK];
+        for (int i = 0; i < NK; ++i) { S[i * (NX + NU) + i] = (T)(1); k[i] = x[i]; }
+        for (int s = 0; s < SUBSTEPS; ++s) {
+            j_substep(k, h, p, J);
+            for (int i = 0; i < NK; ++i)
+                for (int j = 0; j < NX + NU; ++j) next[i * (NX + NU) + j] = chained(J + i * (NK + NH), S + j, h_by + j);
+            for (int i = 0; i < NK * (NX + NU); ++i) S[i] = next[i];
+            substep(k, h, p, moved);
+            for (int i = 0; i < NK; ++i) k[i] = moved[i];
+        }
+        T F[NX * (NK + NH)];
+        j_finish(k, h, F);
+        for (int i = 0; i < NX; ++i)
+            for (int j = 0; j < NX + NU; ++j) {
+                const T slope = chained(F + i * (NK + NH), S + j, h_by + j);
+                for (int n = 0; n < b.count; ++n) {
+                    if (j < NX) ((R*)a[F_A])[(b.first + n) * NX * NX + i * NX + j] = slope[n];
+                    else ((R*)a[F_B])[(b.first + n) * NX * NU + i * NU + j - NX] = slope[n];
+                }
+            }
+    }
+    static void conclude(long long* a) {}
+    """)
+
+
+def pack_kernel(real: str) -> Kernel:
+    """Return the kernel that orders the flat weights of all members as a schedule wants them: (flat, index, packed, sizes, members)."""
+    return Kernel(f"""
+    const {real}* flat = (const {real}*)a[0]; const int* index = (const int*)a[1]; {real}* packed = ({real}*)a[2];
+    for (long m = 0; m < a[5]; ++m)
+        for (long i = 0; i < a[3]; ++i) packed[m * a[3] + i] = index[i] < 0 ? 0 : flat[m * a[4] + index[i]];
+    """, 6)
+
+
+def _kernel(schedule: Schedule, members: str, main: str) -> Kernel:
+    """Put a kernel together: types and functions, the block of work, and how blocks are shared out."""
+    fields = ", ".join(f"F_{n}" for n in FIELDS)
+    types = lane_math("T", schedule.real, schedule.world_lanes) + (
+        lane_math("N", schedule.real, schedule.lanes) if schedule.wide else "typedef T N;")
+    return Kernel(f"""
+struct K {{
+    typedef {schedule.real} R;
+    enum {{ {fields} }};
+    enum {{ WORLDS = {schedule.world_lanes}, BLOCK = {schedule.worlds} }};
+    {types}{_MEMORY}{members}{main}{_WORK}
+}};
+K::run(a);
+""", len(FIELDS))
+
+
+def _model_text(system: System, schedule: Schedule) -> str:
+    unit = "((R*)row)[slot] = value[0];" if schedule.wide else "((T*)row)[slot] = value;"
+    read = "(T)(((const R*)row)[slot])" if schedule.wide else "((const T*)row)[slot]"
+    return f"""
+    static inline void put(R* row, int slot, T value) {{ {unit} }}
+    static inline T get(const R* row, int slot) {{ return {read}; }}
+    {layers_text(schedule)}{system_text(system)}{_MODEL}"""
+
+
+_MEMORY = """
+    // entries of WORLDS worlds that lie a stride apart; lanes without a world repeat the last one
+    static inline T lanes_of(const R* from, long stride, int count) {
+        T v;
+        if (count == WORLDS) for (int k = 0; k < WORLDS; ++k) v[k] = from[k * stride];
+        else for (int k = 0; k < WORLDS; ++k) v[k] = from[(k < count ? k : count - 1) * stride];
+        return v;
+    }
+    static inline void load_n(int n, const R* from, long stride, int count, T* to) {
+        for (int i = 0; i < n; ++i) to[i] = lanes_of(from + i, stride, count);
+    }
+    static inline void store_n(int n, R* to, long stride, int count, const T* from) {
+        for (int i = 0; i < n; ++i)
+            if (count == WORLDS) for (int k = 0; k < WORLDS; ++k) to[k * stride + i] = from[i][k];
+            else for (int k = 0; k < count; ++k) to[k * stride + i] = from[i][k];
+    }
+    // lanes without a world get nothing, so that nothing of theirs reaches the weights
+    static inline void add_n(int n, const R* from, long stride, int count, T* to) {
+        for (int i = 0; i < n; ++i)
+            if (count == WORLDS) to[i] += lanes_of(from + i, stride, count);
+            else for (int k = 0; k < count; ++k) to[i][k] += from[k * stride + i];
+    }
+"""
+
+_MODEL = """
+    struct Block {
+        long long* a; long H, first; int count; const R* c; const R* W;
+        Block(long long* a, long index) : a(a), H(a[F_horizon]) {
+            const long member = index / a[F_member_blocks], start = index % a[F_member_blocks] * BLOCK, left = a[F_member_worlds] - start;
+            first = member * a[F_member_worlds] + start;
+            count = left < BLOCK ? left : BLOCK;
+            c = (const R*)a[F_constants] + member * NC;
+            W = (const R*)a[F_weights] + member * a[F_packed_size];
+        }
+        void load_parameters(T* p) const { load_n(NP, (const R*)a[F_parameters] + first * NP, NP, count, p); }
+        void load_reference(long t, int n, T* r) const {
+            load_n(n, (const R*)a[F_references] + first * a[F_reference_stride] + t * n, a[F_reference_stride], count, r);
+        }
+    };
+    static void see(const long long* a, const R* W, const R* c, R* row, const T* x, const T* u, const T* p) {
+        if (!a[F_nets]) return;
+        T z[NZ];
+        features(x, u, p, c, z);
+        const int* slots = (const int*)a[F_inputs];
+        for (int i = 0; i < a[F_n_inputs]; ++i) put(row, slots[i], z[i]);
+        const int* l = (const int*)a[F_layers];
+        for (int k = 0; k < a[F_nets]; ++k, l += L_COLUMNS) layer_forward(l, W, row);
+    }
+    static inline void network_outputs(const long long* a, const R* row, T* y) {
+        const int* slots = (const int*)a[F_outputs];
+        for (int i = 0; i < NY; ++i) y[i] = i < a[F_n_outputs] ? get(row, slots[i]) : (T)(0);
+    }
+    static inline void step(const long long* a, const Block& b, R* row, T* x, const T* u, const T* p) {
+        T y[NY], h[NH], k[NK], next[NK];
+        see(a, b.W, b.c, row, x, u, p);
+        network_outputs(a, row, y);
+        hold(y, x, u, p, b.c, h);
+        for (int i = 0; i < NK; ++i) k[i] = x[i];
+        for (int s = 0; s < SUBSTEPS; ++s) {
+            substep(k, h, p, next);
+            for (int i = 0; i < NK; ++i) k[i] = next[i];
+        }
+        finish(k, h, x);
+    }
+"""
+
+_BACK = """
+    // gx: by the next state, then by this one
+    static inline void step_back(const long long* a, const Block& b, const R* row, R* deltas, const T* x, const T* u, const T* p,
+                                 T* gx, T* gu, T* gp) {
+        T y[NY], h[NH], gy[NY] = {}, gh[NH] = {}, states[SUBSTEPS + 1][NK], gk[NK] = {}, by[NK];
+        network_outputs(a, row, y);
+        hold(y, x, u, p, b.c, h);
+        for (int i = 0; i < NK; ++i) states[0][i] = x[i];
+        for (int s = 0; s < SUBSTEPS; ++s) substep(states[s], h, p, states[s + 1]);
+        d_finish(states[SUBSTEPS], h, gx, gk, gh);
+        for (int s = SUBSTEPS - 1; s >= 0; --s) {
+            for (int i = 0; i < NK; ++i) { by[i] = gk[i]; gk[i] = (T)(0); }
+            d_substep(states[s], h, p, by, gk, gh, gp);
+        }
+        for (int i = 0; i < NX; ++i) gx[i] = i < NK ? gk[i] : (T)(0);
+        d_hold(y, x, u, p, b.c, gh, gy, gx, gu, gp);
+        if (!a[F_nets]) return;
+        const int* slots = (const int*)a[F_outputs];
+        const int* squashed = (const int*)a[F_squashed];
+        for (int i = 0; i < a[F_n_outputs]; ++i) put(deltas, slots[i], squashed[i] ? gy[i] - gy[i] * (y[i] * y[i]) : gy[i]);
+        const int* l = (const int*)a[F_layers] + (a[F_nets] - 1) * L_COLUMNS;
+        for (int k = 0; k < a[F_nets]; ++k, l -= L_COLUMNS) layer_reverse(l, b.W, row, deltas);
+        T gz[NZ] = {};
+        const int* inputs = (const int*)a[F_inputs];
+        for (int i = 0; i < a[F_n_inputs]; ++i) gz[i] = get(deltas, inputs[i]);
+        d_features(x, u, p, b.c, gz, gx, gu, gp);
+    }
+    static inline void learn(const long long* a, const Block& b, const R* rows, const R* deltas, long steps, int worker) {
+        if (!a[F_learn]) return;
+        R* gradients = (R*)a[F_gradients] + (worker * a[F_members] + b.first / a[F_member_worlds]) * a[F_gradient_size];
+        const int* l = (const int*)a[F_layers];
+        for (int k = 0; k < a[F_nets]; ++k, l += L_COLUMNS) layer_accumulate(l, rows, deltas, a[F_row], steps, gradients);
+    }
+    static void gather(const long long* a) {
+        if (!a[F_learn]) return;
+        const int* index = (const int*)a[F_gathering];
+        for (long m = 0; m < a[F_members]; ++m)
+            for (long i = 0; i < a[F_flat_size]; ++i) {
+                R sum = 0;
+                for (long w = 0; w < a[F_threads]; ++w)
+                    sum += ((const R*)a[F_gradients])[(w * a[F_members] + m) * a[F_gradient_size] + index[i]];
+                ((R*)a[F_grad_weights])[m * a[F_flat_size] + i] = sum;
+            }
+    }
+"""
+
+_LINEAR = """
+    struct Steps {
+        long H, first, total; int count; const R* c; const R* W;
+        Steps(const long long* a, long index) : H(a[F_horizon]) {
+            const long member = index / a[F_member_blocks], start = index % a[F_member_blocks] * BLOCK;
+            const long left = a[F_member_worlds] * H - start;
+            first = member * a[F_member_worlds] * H + start;
+            count = left < BLOCK ? left : BLOCK;
+            c = (const R*)a[F_constants] + member * NC;
+            W = (const R*)a[F_weights] + member * a[F_packed_size];
+        }
+        long step_of(int lane) const { return first + (lane < count ? lane : count - 1); }
+    };
+    static inline T chained(const T* by_both, const T* k_by, const T* h_by) {
+        T sum = (T)(0);
+        for (int i = 0; i < NK; ++i) sum += by_both[i] * k_by[i * (NX + NU)];
+        for (int i = 0; i < NH; ++i) sum += by_both[NK + i] * h_by[i * (NX + NU)];
+        return sum;
+    }
+    static inline void networks_by_inputs(const long long* a, const Steps& b, const R* row, R* deltas, const T* y, T* out) {
+        const int* outputs = (const int*)a[F_outputs];
+        const int* inputs = (const int*)a[F_inputs];
+        const int* squashed = (const int*)a[F_squashed];
+        const int* spans = (const int*)a[F_spans];
+        for (int i = 0; i < a[F_n_outputs]; ++i) {
+            for (int k = 0; k < a[F_n_outputs]; ++k)
+                put(deltas, outputs[k], k == i ? (squashed[k] ? (T)(1) - y[k] * y[k] : (T)(1)) : (T)(0));
+            for (int k = spans[2 * i + 1] - 1; k >= spans[2 * i]; --k) layer_reverse((const int*)a[F_layers] + k * L_COLUMNS, b.W, row, deltas);
+            const int* l = (const int*)a[F_layers] + spans[2 * i] * L_COLUMNS;
+            for (int k = 0; k < a[F_n_inputs]; ++k) {
+                const int slot = inputs[k] - l[L_source];
+                if (slot >= 0 && slot < l[N_IN]) out[i * NZ + k] = get(deltas, inputs[k]);
+            }
+        }
+    }
+"""
+
+_WORK = """
+    static void work(void* table) {
+        long long* a = (long long*)table;
+        const int worker = __atomic_fetch_add(&a[F_entered], 1, __ATOMIC_RELAXED);
+        R* scratch = (R*)a[F_scratch] + worker * a[F_scratch_size];
+        for (;;) {
+            const long first = __atomic_fetch_add(&a[F_next], a[F_piece], __ATOMIC_RELAXED);
+            if (first >= a[F_blocks]) return;
+            const long end = first + a[F_piece] < a[F_blocks] ? first + a[F_piece] : a[F_blocks];
+            for (long i = first; i < end; ++i) block(a, i, scratch, worker);
+        }
+    }
+    static void run(long long* a) {
+        typedef void (*Region)(void (*)(void*), void*, unsigned, unsigned);
+        if (a[F_region] && a[F_threads] > 1) ((Region)a[F_region])(work, a, a[F_threads], 0);
+        else work(a);
+        if (a[F_finish]) conclude(a);
+    }
+"""

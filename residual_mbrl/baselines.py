@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -154,6 +154,19 @@ class StepJacobian(NamedTuple):
     """Of every value that was given, by name, shape [*batch, ndx, *value]."""
 
 
+WarpFunction = Callable[..., Any]
+"""A ``wp.func``, or a Python function around such, of one world's small vectors (see ``docs/fused.md``)."""
+
+
+class WarpStep(NamedTuple):
+    """The Warp form of a step, for fused rollouts."""
+
+    substep: WarpFunction
+    """``substep(x, u, force, p) -> x'`` of one world: state, action, generalised force (nv) and parameters in their order."""
+    substeps: int = 1
+    """Substeps of a step; ``force`` and action are held over all of them."""
+
+
 class Baseline(ABC):
     """A known model ``x' = step(x, u, force, parameters)`` with a fixed step of ``dt`` seconds.
 
@@ -208,6 +221,17 @@ class Baseline(ABC):
                  parameters: Values | None = None) -> StepJacobian | None:
         """Return the derivative of a step where torch cannot take it through ``step`` in forward mode; None where it can."""
         return None
+
+    def warp_step(self) -> WarpStep | None:
+        """Return the same equations as a Warp function, for fused rollouts; None where there is only the torch form.
+
+        What the function takes from ``self`` must be an int, float, str or tuple: models that agree in those share compiled code.
+        """
+        return None
+
+    def warp_signals(self) -> dict[str, tuple[int, WarpFunction]]:
+        """Return the length and the Warp form ``(x, u, p) -> vector`` of each signal that has one."""
+        return {}
 
     def signals(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
                 parameters: Values | None = None) -> dict[str, Tensor]:

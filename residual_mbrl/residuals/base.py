@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,13 @@ class Residual(nn.Module, ABC):
     def certificate(self, context: Context, baseline: Baseline) -> Certificate:
         """Measure, over the states of a context, what the residual promises; shapes as in ``forward``."""
 
-    def warp_form(self, space: StateSpace) -> WarpForm | None:
-        """Return what a fused rollout needs of this residual; None where it has only the torch form."""
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, Callable[..., Any]]]) -> WarpForm | None:
+        """Return what a fused rollout needs of this residual; None where it has only the torch form.
+
+        Args:
+            space: Of the baseline.
+            signals: Length of each signal of the baseline that has a Warp form, and that form, ``(x, u, p) -> vector``.
+        """
         return None
 
     def initial_memory(self, context: Context) -> Tensor:

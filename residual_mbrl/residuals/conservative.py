@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual
 from residual_mbrl.residuals.networks import per_member
-from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, port_type, summed, warp_function
+from residual_mbrl.residuals.warp_form import WarpForm, WarpFunction, constants_of, port_type, summed, warp_function
 from residual_mbrl.spaces import StateSpace
 
 
@@ -94,16 +94,16 @@ class Conservative(Residual):
             force[i] = torch.cos(q[..., i]) * slope[..., n + m + k] - torch.sin(q[..., i]) * slope[..., n + k]
         return -self.scale * torch.stack(force, -1)
 
-    def warp_form(self, space: StateSpace) -> WarpForm | None:
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
         """Return the Warp form of the force: a perceptron whose second matrix is ``diag(a) Wᵀ``, between z(q) and ∂z/∂qᵀ."""
-        if self.directions.ndim > 2 or space.quaternions:
+        if space.quaternions:
             return None
         plain, periodic, nq = self.plain, self.periodic, self.nq
-        numbers = [x for c, s in zip(self.center, self.spread, strict=True) for x in (float(c), 1.0 / float(s))]
+        numbers = [x for c, s in zip(self.center.unbind(-1), self.spread.unbind(-1), strict=True) for x in (c, 1.0 / s)]
 
         def weights() -> list[Tensor]:
             second = self.amplitudes.unsqueeze(-1) * self.directions.mT
-            return [self.directions, self.offsets, second, second.new_zeros(second.shape[-1])]
+            return [self.directions, self.offsets, second, second.new_zeros(*second.shape[:-2], second.shape[-1])]
 
         def entries(c0: int) -> list[WarpFunction]:
             return _warp_inputs(plain, periodic, c0)
@@ -112,8 +112,8 @@ class Conservative(Residual):
             return _warp_force(nq, plain, periodic, y0, c0)
 
         inputs = len(plain) + 2 * len(periodic)
-        return WarpForm(("potential", nq, plain, periodic), (inputs, self.units, inputs), entries, emit,
-                        torch.tensor([*numbers, self.scale], dtype=torch.float64), weights, squashed=False)
+        return WarpForm(("potential", nq, plain, periodic), constants_of([*numbers, self.scale]), (inputs, self.units, inputs), entries, emit,
+                        weights, squashed=False)
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""
@@ -140,22 +140,22 @@ def _warp_inputs(plain: tuple[int, ...], periodic: tuple[int, ...], c0: int) -> 
 
     def scaled(i: int, at: int) -> WarpFunction:
         @warp_function
-        def centred(x: Any, u: Any, c: Any) -> float:
-            return float((x[i] - c[at]) * c[at + 1])
+        def centred(x: Any, u: Any, p: Any, c: Any) -> Any:
+            return (x[i] - c[at]) * c[at + 1]
 
         return centred  # type: ignore[no-any-return]
 
     def cosine(i: int) -> WarpFunction:
         @warp_function
-        def cosine_of(x: Any, u: Any, c: Any) -> float:
-            return float(wp.cos(x[i]))
+        def cosine_of(x: Any, u: Any, p: Any, c: Any) -> Any:
+            return wp.cos(x[i])
 
         return cosine_of  # type: ignore[no-any-return]
 
     def sine(i: int) -> WarpFunction:
         @warp_function
-        def sine_of(x: Any, u: Any, c: Any) -> float:
-            return float(wp.sin(x[i]))
+        def sine_of(x: Any, u: Any, p: Any, c: Any) -> Any:
+            return wp.sin(x[i])
 
         return sine_of  # type: ignore[no-any-return]
 
@@ -163,14 +163,14 @@ def _warp_inputs(plain: tuple[int, ...], periodic: tuple[int, ...], c0: int) -> 
 
 
 def _warp_force(nq: int, plain: tuple[int, ...], periodic: tuple[int, ...], y0: int, c0: int) -> WarpFunction:
-    """Return ``(y, x, u, c) -> port`` with the force ``-scale ∂z/∂qᵀ y``."""
+    """Return ``(y, x, u, p, c) -> port`` with the force ``-scale ∂z/∂qᵀ y``."""
     import warp as wp  # noqa: PLC0415  # only fused rollouts need it
 
     port, scale, n, m = port_type(nq), c0 + 2 * len(plain), len(plain), len(periodic)
 
     def plain_force(i: int, k: int) -> WarpFunction:
         @warp_function
-        def along_coordinate(y: Any, x: Any, u: Any, c: Any) -> Any:
+        def along_coordinate(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
             out = port()
             out[i] = -c[scale] * y[y0 + k] * c[c0 + 2 * k + 1]
             return out
@@ -179,7 +179,7 @@ def _warp_force(nq: int, plain: tuple[int, ...], periodic: tuple[int, ...], y0: 
 
     def periodic_force(i: int, k: int) -> WarpFunction:
         @warp_function
-        def along_turn(y: Any, x: Any, u: Any, c: Any) -> Any:
+        def along_turn(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
             out = port()
             out[i] = -c[scale] * (wp.cos(x[i]) * y[y0 + n + m + k] - wp.sin(x[i]) * y[y0 + n + k])
             return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from residual_mbrl.residuals.networks import Perceptron
 from residual_mbrl.residuals.warp_form import (
     WarpForm,
     WarpFunction,
+    constants_of,
     feature_form,
     perceptron_sizes,
     perceptron_weights,
@@ -76,18 +77,18 @@ class Dissipative(Residual):
             return -torch.matmul(matrix, context.v.unsqueeze(-1)).squeeze(-1)
         return torch.diagonal(matrix, dim1=-2, dim2=-1) if self.diagonal else matrix
 
-    def warp_form(self, space: StateSpace) -> WarpForm | None:
-        """Return the Warp form of D, or of the force -D v; for one and two degrees of freedom."""
-        inputs, weights = feature_form(self.features, space), perceptron_weights(self.network)
-        if self.nv not in (1, 2) or inputs is None or weights is None:
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
+        """Return the Warp form of D, or of the force -D v."""
+        inputs, weights = feature_form(self.features, space, signals), perceptron_weights(self.network)
+        if inputs is None:
             return None
-        nv, explicit, diagonal, entries = self.nv, self.explicit, self.diagonal, len(inputs.constants)
+        nv, v0, explicit, diagonal, entries = self.nv, space.nq, self.explicit, self.diagonal, len(inputs.constants)
 
         def emit(y0: int, c0: int) -> WarpFunction:
-            return _warp_damping(nv, explicit=explicit, diagonal=diagonal, y0=y0, root=c0 + entries)
+            return _warp_damping(nv, v0, explicit=explicit, diagonal=diagonal, y0=y0, root=c0 + entries)
 
-        return WarpForm(("damping", nv, explicit, diagonal, inputs.key), perceptron_sizes(self.network), inputs.entries, emit,
-                        torch.tensor([*inputs.constants, self.bound**0.5], dtype=torch.float64), weights, damping=not explicit)
+        return WarpForm(("damping", nv, v0, explicit, diagonal, inputs.key), constants_of([*inputs.constants, self.bound**0.5]),
+                        perceptron_sizes(self.network), inputs.entries, emit, weights, damping=not explicit)
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""
@@ -103,52 +104,24 @@ class Dissipative(Residual):
         return power_certificate(self.name, baseline.dissipation_power(context.state, context.action, values))
 
 
-def _warp_damping(nv: int, *, explicit: bool, diagonal: bool, y0: int, root: int) -> WarpFunction:
-    """Return ``(y, x, u, c) -> port`` for outputs at y0 and the root of the bound at c[root]."""
-    import warp as wp  # noqa: PLC0415  # only fused rollouts need it
-
-    port, v3 = port_type(nv), wp.types.vector(length=3, dtype=wp.float32)
-
-    @warp_function
-    def one(y: Any, c: Any) -> Any:
-        a = c[root] * y[y0]
-        return v3(a * a, 0.0, 0.0)
+def _warp_damping(nv: int, v0: int, *, explicit: bool, diagonal: bool, y0: int, root: int) -> WarpFunction:
+    """Return ``(y, x, u, p, c) -> port`` for outputs at y0, velocities at v0 and the root of the bound at c[root]."""
+    port = port_type(nv)
+    places = [(i, i) for i in range(nv)] if diagonal else [(i, j) for i in range(nv) for j in range(i + 1)]
 
     @warp_function
-    def two_diagonal(y: Any, c: Any) -> Any:
-        a = c[root] * y[y0]
-        b = c[root] * y[y0 + 1]
-        return v3(a * a, 0.0, b * b)
+    def damping(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
+        lower = {place: c[root] * y[y0 + k] for k, place in enumerate(places)}
+        out = port()
+        for i in range(nv):
+            for j in range(nv):
+                for k in range(min(i, j) + 1):
+                    if (i, k) in lower and (j, k) in lower:
+                        entry = lower[i, k] * lower[j, k]
+                        if explicit:
+                            out[i] = out[i] - entry * x[v0 + j]
+                        else:
+                            out[nv + nv * i + j] = out[nv + nv * i + j] + entry
+        return out
 
-    @warp_function
-    def two(y: Any, c: Any) -> Any:
-        a = c[root] * y[y0]
-        b = c[root] * y[y0 + 1]
-        d = c[root] * y[y0 + 2]
-        return v3(a * a, a * b, b * b + d * d)
-
-    matrix = one if nv == 1 else two_diagonal if diagonal else two
-
-    @warp_function
-    def damping_one(y: Any, x: Any, u: Any, c: Any) -> Any:
-        d = matrix(y, c)
-        return port(0.0, d[0], 0.0)
-
-    @warp_function
-    def force_one(y: Any, x: Any, u: Any, c: Any) -> Any:
-        d = matrix(y, c)
-        return port(-d[0] * x[1], 0.0, 0.0)
-
-    @warp_function
-    def damping_two(y: Any, x: Any, u: Any, c: Any) -> Any:
-        d = matrix(y, c)
-        return port(0.0, 0.0, d[0], d[1], d[1], d[2], 0.0, 0.0)
-
-    @warp_function
-    def force_two(y: Any, x: Any, u: Any, c: Any) -> Any:
-        d = matrix(y, c)
-        return port(-d[0] * x[2] - d[1] * x[3], -d[1] * x[2] - d[2] * x[3], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-    forms: dict[tuple[int, bool], WarpFunction] = {(1, False): damping_one, (1, True): force_one, (2, False): damping_two,
-                                                   (2, True): force_two}
-    return forms[nv, explicit]
+    return damping  # type: ignore[no-any-return]

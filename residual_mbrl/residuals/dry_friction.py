@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from residual_mbrl.residuals.networks import Perceptron
 from residual_mbrl.residuals.warp_form import (
     WarpForm,
     WarpFunction,
+    constants_of,
     feature_form,
     perceptron_sizes,
     perceptron_weights,
@@ -55,10 +56,10 @@ class DryFriction(Residual):
         """Return the addition to the limit [N or N·m], shape [*batch, nv]."""
         return self.bound * torch.tanh(self.network(self.features(context)))
 
-    def warp_form(self, space: StateSpace) -> WarpForm | None:
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
         """Return the Warp form of the addition to the limit."""
-        inputs, weights = feature_form(self.features, space), perceptron_weights(self.network)
-        if inputs is None or weights is None:
+        inputs, weights = feature_form(self.features, space, signals), perceptron_weights(self.network)
+        if inputs is None:
             return None
         nv, entries = self.nv, len(inputs.constants)
 
@@ -66,7 +67,7 @@ class DryFriction(Residual):
             port, bound, start = port_type(nv), c0 + entries, nv + nv * nv
 
             @warp_function
-            def added_limit(y: Any, x: Any, u: Any, c: Any) -> Any:
+            def added_limit(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
                 out = port()
                 for i in range(nv):
                     out[start + i] = c[bound] * y[y0 + i]
@@ -74,8 +75,8 @@ class DryFriction(Residual):
 
             return added_limit  # type: ignore[no-any-return]
 
-        return WarpForm(("dry friction", nv, inputs.key), perceptron_sizes(self.network), inputs.entries, emit,
-                        torch.tensor([*inputs.constants, self.bound], dtype=torch.float64), weights, friction=True)
+        return WarpForm(("dry friction", nv, inputs.key), constants_of([*inputs.constants, self.bound]), perceptron_sizes(self.network),
+                        inputs.entries, emit, weights, friction=True)
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""

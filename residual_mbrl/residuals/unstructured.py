@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from residual_mbrl.residuals.networks import Perceptron
 from residual_mbrl.residuals.warp_form import (
     WarpForm,
     WarpFunction,
+    constants_of,
     feature_form,
     perceptron_sizes,
     perceptron_weights,
@@ -55,27 +56,28 @@ class Unstructured(Residual):
         """Return the correction, shape [*batch, nv]."""
         return self.bound * torch.tanh(self.network(self.features(context)))
 
-    def warp_form(self, space: StateSpace) -> WarpForm | None:
-        """Return the Warp form of the force."""
-        inputs, weights = feature_form(self.features, space), perceptron_weights(self.network)
-        if self.port is not Port.FORCE or inputs is None or weights is None:
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
+        """Return the Warp form of the correction; on the state port for spaces without quaternions and activations."""
+        inputs, weights = feature_form(self.features, space, signals), perceptron_weights(self.network)
+        if inputs is None or (self.port is Port.STATE and (space.quaternions or space.na)):
             return None
-        nv, entries = self.nv, len(inputs.constants)
+        nv, entries, n = self.nv, len(inputs.constants), self._outputs()
+        start = 0 if self.port is Port.FORCE else 2 * nv + nv * nv
 
         def emit(y0: int, c0: int) -> WarpFunction:
             port, bound = port_type(nv), c0 + entries
 
             @warp_function
-            def bounded_force(y: Any, x: Any, u: Any, c: Any) -> Any:
+            def bounded(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
                 out = port()
-                for i in range(nv):
-                    out[i] = c[bound] * y[y0 + i]
+                for i in range(n):
+                    out[start + i] = c[bound] * y[y0 + i]
                 return out
 
-            return bounded_force  # type: ignore[no-any-return]
+            return bounded  # type: ignore[no-any-return]
 
-        return WarpForm(("force", nv, inputs.key), perceptron_sizes(self.network), inputs.entries, emit,
-                        torch.tensor([*inputs.constants, self.bound], dtype=torch.float64), weights)
+        return WarpForm(("bounded", nv, start, inputs.key), constants_of([*inputs.constants, self.bound]), perceptron_sizes(self.network),
+                        inputs.entries, emit, weights)
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""

@@ -1,0 +1,170 @@
+"""C++ for the CPU: vector registers of worlds or units, their elementary functions, and kernels that Warp compiles from text.
+
+``ext_vector_type`` is clang's own: a value of it is one or more registers of whatever the processor has. Elementary functions are
+polynomials on whole vectors, since a libm call a lane costs more than a 64 x 64 layer; those that hardly occur call libm lane by lane.
+A kernel is one native function within a Warp kernel of one thread and one argument, the address of a table of numbers and
+addresses. So a launch needs no argument checks, and the work within is shared out by the kernel itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import warp as wp
+
+OPTIONS = {"enable_backward": False, "module": "unique",
+           "module_options": {"cpu_compiler_flags": f"{wp.config.cpu_compiler_flags} -ffp-contract=fast"}}
+"""Fused multiply-adds across statements; NaN and infinity stay what they are."""
+
+LIBM = ("tan", "log", "asin", "acos", "atan")
+REALS = {"float": 4, "double": 8}
+"""Bytes of a number."""
+
+
+def lane_math(name: str, real: str, lanes: int) -> str:
+    """Return C++ members of a struct: a vector type, its logical type (the name with an M), and elementary functions of it.
+
+    Errors relative to float64, float32: tanh 4e-7, sin and cos 2e-7 of one below 8192 rad (libm beyond), exp 2e-7. In double
+    precision all of them are libm's, lane by lane.
+
+    Args:
+        name: Of the type.
+        real: "float" or "double".
+        lanes: Numbers in a vector.
+    """
+    loops = list(LIBM) if real == "float" else [*LIBM, "sin", "cos", "tanh", "exp"]
+    suffix = "f" if real == "float" else ""
+    text = f"""
+typedef {real} {name} __attribute__((ext_vector_type({lanes})));
+typedef decltype(({name})(0) < ({name})(0)) {name}M;
+static inline {name} select_({name}M m, {name} a, {name} b) {{ return m ? a : b; }}
+static inline {name} min_({name} a, {name} b) {{ return a <= b ? a : b; }}
+static inline {name} max_({name} a, {name} b) {{ return b <= a ? a : b; }}
+static inline {name} abs_({name} a) {{ return __builtin_elementwise_abs(a); }}
+static inline {name} sign_({name} a) {{ {name} z = ({name})(0), o = ({name})(1); return a > z ? o : (a < z ? -o : z); }}
+static inline {name}M not_({name}M a) {{ return ~a; }}
+static inline {name} sqrt_({name} a) {{ for (int k = 0; k < {lanes}; ++k) a[k] = __builtin_sqrt{suffix}(a[k]); return a; }}
+static inline {name} pow_({name} a, {name} b) {{ for (int k = 0; k < {lanes}; ++k) a[k] = ::pow{suffix}(a[k], b[k]); return a; }}
+static inline {name} atan2_({name} a, {name} b) {{ for (int k = 0; k < {lanes}; ++k) a[k] = ::atan2{suffix}(a[k], b[k]); return a; }}
+"""
+    for f in loops:
+        text += f"static inline {name} {f}_({name} a) {{ for (int k = 0; k < {lanes}; ++k) a[k] = ::{f}{suffix}(a[k]); return a; }}\n"
+    return text + (_float_math(name, lanes) if real == "float" else "")
+
+
+def _float_math(name: str, lanes: int) -> str:
+    """Return tanh (Eigen's rational approximation), sin, cos and exp (Cephes) in single precision."""
+    return f"""
+static inline {name} tanh_({name} x) {{
+    // clamped where float32 tanh is 1 to rounding; NaN stays NaN, since both comparisons with it are false
+    x = x < ({name})(-7.90531f) ? ({name})(-7.90531f) : x;
+    x = x > ({name})(7.90531f) ? ({name})(7.90531f) : x;
+    {name} x2 = x * x;
+    {name} p = x2 * -2.76076847742355e-16f + 2.00018790482477e-13f;
+    p = x2 * p + -8.60467152213735e-11f;
+    p = x2 * p + 5.12229709037114e-08f;
+    p = x2 * p + 1.48572235717979e-05f;
+    p = x2 * p + 6.37261928875436e-04f;
+    p = x2 * p + 4.89352455891786e-03f;
+    {name} q = x2 * 1.19825839466702e-06f + 1.18534705686654e-04f;
+    q = x2 * q + 2.26843463243900e-03f;
+    q = x2 * q + 4.89352518554385e-03f;
+    return x * p / q;
+}}
+static inline {name} exp_({name} x) {{
+    {name}M over = x > ({name})(88.7228f), under = x < ({name})(-87.3365f);
+    {name} n = __builtin_elementwise_floor(x * 1.44269504f + 0.5f);
+    {name} safe = over | under ? ({name})(0.0f) : n;
+    {name} r = x - safe * 0.693359375f + safe * 2.12194440e-4f;
+    {name} y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * (r * r) + r + 1.0f;
+    // 2^n in two halves, since n may be 128
+    {name}M i = __builtin_convertvector(safe == safe ? safe : ({name})(0.0f), {name}M), h = i >> 1;
+    {name}M bits = (h + 127) << 23, rest = (i - h + 127) << 23;
+    y = y * *({name}*)&bits * *({name}*)&rest;
+    return over ? ({name})(__builtin_inff()) : (under ? ({name})(0.0f) : y);
+}}
+static inline {name} turn_({name} x, int quarter) {{
+    {name} n = __builtin_elementwise_floor(x * 0.636619772f + 0.5f);
+    {name} r = x - n * 1.5703125f;
+    r = r - n * 4.837512969970703125e-4f;
+    r = r - n * 7.549789948768648e-8f;
+    {name}M i = __builtin_convertvector(abs_(n) < ({name})(1e9f) ? n : ({name})(0.0f), {name}M) + quarter;
+    {name} r2 = r * r;
+    {name} s = ((r2 * -1.9515295891e-4f + 8.3321608736e-3f) * r2 + -1.6666654611e-1f) * r2 * r + r;
+    {name} c = ((r2 * 2.443315711809948e-5f + -1.388731625493765e-3f) * r2 + 4.166664568298827e-2f) * r2 * r2 - 0.5f * r2 + 1.0f;
+    {name} y = (i & 1) != 0 ? c : s;
+    y = (i & 2) != 0 ? -y : y;
+    if (__builtin_expect(__builtin_reduce_max(abs_(x)) > 8192.0f, 0))
+        for (int k = 0; k < {lanes}; ++k)
+            if (__builtin_fabsf(x[k]) > 8192.0f) y[k] = quarter ? ::cosf(x[k]) : ::sinf(x[k]);
+    return y;
+}}
+static inline {name} sin_({name} x) {{ return turn_(x, 0); }}
+static inline {name} cos_({name} x) {{ return turn_(x, 1); }}
+"""
+
+
+class Kernel:
+    """A compiled text that is called with a table of numbers and addresses.
+
+    Args:
+        text: Body of a C++ function of ``long long* a``, the table.
+        fields: Number of entries of the table.
+    """
+
+    def __init__(self, text: str, fields: int) -> None:
+        @wp.func_native(f"long long* a = (long long*)table;\n{text}")
+        def body(table: wp.uint64): ...
+
+        @wp.kernel(**OPTIONS)
+        def native_kernel(table: wp.uint64):
+            body(table)
+
+        self._kernel, self.fields = native_kernel, fields
+
+    def table(self) -> Call:
+        """Return a table to fill and launch again and again."""
+        return Call(self._kernel, self.fields)
+
+
+class Call:
+    """A table of arguments with its recorded launch."""
+
+    def __init__(self, kernel: Any, fields: int) -> None:
+        self._table = (ctypes.c_longlong * fields)()
+        self._launch = wp.launch(kernel, dim=1, inputs=[ctypes.addressof(self._table)], device="cpu", record_cmd=True)
+
+    def __call__(self, values: Sequence[int]) -> None:
+        """Run with these numbers and addresses; releases the interpreter while it runs."""
+        self._table[:] = values
+        self._launch.launch()
+
+    def fill(self, values: Sequence[int]) -> None:
+        """Set numbers and addresses for ``launch``."""
+        self._table[:] = values
+
+    def launch(self) -> None:
+        """Run with what the table holds."""
+        self._launch.launch()
+
+
+@cache
+def parallel_region() -> int:
+    """Return the address of ``GOMP_parallel``, through which torch's own threads run, 0 where torch uses another library.
+
+    A second set of threads would compete with torch's, which go on spinning for milliseconds after each operation of theirs: a
+    rollout of 256 worlds on two cores took twice as long.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError, TypeError):
+        return 0
