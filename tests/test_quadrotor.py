@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import INTEGRATORS
+from problems import INTEGRATORS, randomise
 from quadrotor_problem import NAMES, VALUES, quadrotor, random_flight, step_by_vectors
 from scipy.integrate import solve_ivp
 from scipy.spatial.transform import Rotation
@@ -19,6 +19,7 @@ from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.physics.quadrotor import ROTORS, SPACE, Quadrotor
 from residual_mbrl.physics.quadrotor_parameters import PARAMETERS
 from residual_mbrl.physics.rotations import exponential_rate, rotate, rotate_back
+from residual_mbrl.residuals import CommandActuator, Feature, Unstructured
 from residual_mbrl.rollouts import linearise, rollout
 
 ROTORLESS = {**{f"thrust{i}": 0.0 for i in (1, 2, 3, 4)}, "drag_torque": 0.0, "rotor_inertia": 0.0}
@@ -108,7 +109,7 @@ def test_every_term_is_that_of_the_equations(seed):
 def test_order(integrator, order):
     """Twice the substeps leave a half and a sixteenth of the error."""
     x, u, force, p = (t[0] for t in random_flight(1, 7))
-    exact = step_by_vectors(quadrotor(dt=0.1, substeps=2000), x, u, force, p)
+    exact = step_by_vectors(quadrotor(dt=0.1, substeps=500), x, u, force, p)
     coarse, fine = (distance(step_by_vectors(quadrotor(dt=0.1, substeps=n, integrator=integrator), x, u, force, p), exact)
                     for n in (20, 40))
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
@@ -363,3 +364,18 @@ def test_exponential_rate_is_that_of_small_turns():
     theta, w, h = tensor(0.1, -0.05, 0.08), tensor(1.0, 2.0, -0.5), 1e-7
     further = Rotation.from_rotvec(theta.numpy()) * Rotation.from_rotvec(h * w.numpy())
     assert np.allclose((further.as_rotvec() - theta.numpy()) / h, exponential_rate(theta, w).numpy(), atol=1e-6)
+
+
+def test_residuals_enter_by_command_and_force():
+    """A command that lags and a wrench from the drone's own signals, with their gradients, in one rollout."""
+    drone = quadrotor()
+    features = [Feature(source="body_velocity"), Feature(source="gravity_direction"), Feature(source="thrust")]
+    residuals = [CommandActuator(nu=4, channels=range(4), dt=drone.dt, max_delay=0.03),
+                 Unstructured(nv=6, features=features, sizes=[3, 3, 4], bound=0.01, hidden=(4,))]
+    dynamics = ResidualDynamics(drone, [randomise(r, scale=0.3, seed=i) for i, r in enumerate(residuals)])
+    x, u, *_ = random_flight(3)
+    states = rollout(dynamics, x, u.unsqueeze(-2).expand(3, 5, 4))
+    gradients = torch.autograd.grad(states.square().sum(), list(dynamics.parameters()), allow_unused=True)
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
+    assert torch.allclose(states[..., 3:7].norm(dim=-1), torch.ones(3, 6, dtype=torch.float64), atol=1e-12)
+    assert dynamics.residual_force(states[:, 0], u).shape == (3, 6)
