@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameter, Parameters, Values
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 SPACE = StateSpace(position=("position",), velocity=("speed",), action=("force",),
@@ -55,3 +58,33 @@ class LinearDrive(MechanicalBaseline):
         """Return the dry-friction limit [N] of the present direction; at rest, of the direction that the force pushes to."""
         push = torch.where(v == 0, u - p["force_offset"].unsqueeze(-1), v)[..., 0]
         return torch.where(push >= 0, p["coulomb_forward"], p["coulomb_backward"]).unsqueeze(-1)
+
+    def warp_terms(self) -> WarpTerms:
+        """Return the same terms as Warp functions."""
+        import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+        v1 = wp.types.vector(length=1, dtype=wp.float32)
+        index = self.parameters.names.index
+        moving, offset = index("mass"), index("force_offset")
+        viscous_forward, viscous_backward = index("viscous_forward"), index("viscous_backward")
+        coulomb_forward, coulomb_backward = index("coulomb_forward"), index("coulomb_backward")
+
+        @wp.func
+        def mass(q: Any, p: Any) -> Any:
+            return v1(p[moving])
+
+        @wp.func
+        def force(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v1(u[0] - p[offset])
+
+        @wp.func
+        def damping(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v1(wp.where(v[0] >= 0.0, p[viscous_forward], p[viscous_backward]))
+
+        @wp.func
+        def friction(q: Any, v: Any, u: Any, p: Any) -> Any:
+            push = wp.where(v[0] == 0.0, u[0] - p[offset], v[0])
+            return v1(wp.where(push >= 0.0, p[coulomb_forward], p[coulomb_backward]))
+
+        return WarpTerms(mass, force, damping, friction, ("viscous_forward", "viscous_backward"),
+                         ("coulomb_forward", "coulomb_backward"))

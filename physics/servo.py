@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameter, Parameters, Values
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline, Terms
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 SPACE = StateSpace(position=("angle",), velocity=("rate",), action=("goal", "enabled", "gain"),
@@ -117,3 +119,56 @@ class Servo(MechanicalBaseline):
         signals = {"motor_torque": p["torque_constant"] * current, "load_torque": self.load_torque(q, p),
                    "duty": duty, "current": current, "enabled": action[..., 1]}
         return {n: x.unsqueeze(-1) for n, x in signals.items()}
+
+    def warp_terms(self) -> WarpTerms | None:
+        """Return the same terms as Warp functions; None where a subclass changes a part of the equations that is no term of its own."""
+        parts = ("duty", "current", "_current", "load_torque", "_frictionloss")
+        if any(getattr(type(self), n) is not getattr(Servo, n) for n in parts):
+            return None
+        import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+        v1 = wp.types.vector(length=1, dtype=wp.float32)
+        index = self.parameters.names.index
+        supply, constant, resistance, sag = (index(n) for n in ("supply_voltage", "torque_constant", "resistance", "supply_resistance"))
+        load_mass, length, armature, zero = (index(n) for n in ("load_mass", "load_length", "armature", "angle_offset"))
+        viscous, coulomb, by_motor, by_load = (index(n) for n in ("viscous", "coulomb", "motor_friction", "load_friction"))
+        by_load_off, stribeck, stribeck_rate = (index(n) for n in ("load_friction_off", "stribeck_friction", "stribeck_rate"))
+        duty_per_gain, gravity = DUTY_PER_GAIN_RAD, GRAVITY
+
+        @wp.func
+        def magnitude(x: float) -> float:
+            # wp.abs has slope 1 at zero, torch has 0
+            return float(x * wp.where(x > 0.0, 1.0, wp.where(x < 0.0, -1.0, 0.0)))
+
+        @wp.func
+        def motor_torque(q: Any, v: Any, u: Any, p: Any) -> float:
+            asked = u[2] * duty_per_gain * (u[0] - q[0])
+            duty = wp.where(asked < -1.0, -1.0, wp.where(asked > 1.0, 1.0, asked))
+            current = u[1] * (duty * p[supply] - p[constant] * v[0]) / (p[resistance] + p[sag] * magnitude(duty))
+            return float(p[constant] * current)
+
+        @wp.func
+        def load_torque(q: Any, p: Any) -> float:
+            return float(-gravity * p[load_mass] * p[length] * wp.sin(q[0] + p[zero]))
+
+        @wp.func
+        def mass(q: Any, p: Any) -> Any:
+            return v1(p[armature] + p[load_mass] * p[length] * p[length])
+
+        @wp.func
+        def force(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v1(motor_torque(q, v, u, p) + load_torque(q, p))
+
+        @wp.func
+        def damping(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v1(p[viscous])
+
+        @wp.func
+        def friction(q: Any, v: Any, u: Any, p: Any) -> Any:
+            load = load_torque(q, p)
+            share = p[by_load_off] + u[1] * (p[by_load] - p[by_load_off])
+            at_rest = wp.exp(-magnitude(v[0]) / p[stribeck_rate]) * p[stribeck] * magnitude(load)
+            return v1(p[coulomb] + magnitude(share * load - p[by_motor] * motor_torque(q, v, u, p)) + at_rest)
+
+        return WarpTerms(mass, force, damping, friction, ("viscous",),
+                         ("coulomb", "motor_friction", "load_friction", "load_friction_off", "stribeck_friction"))

@@ -23,7 +23,7 @@ from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.spaces import StateSpace
 
 BASELINES = {"Servo": "servo", "LinearDrive": "linear_drive", "Pendulum": "pendulum", "DoublePendulum": "double_pendulum",
-             "CartPole": "cartpole", "MujocoSimulator": "mujoco_simulator"}
+             "CartPole": "cartpole", "Quadrotor": "quadrotor", "MujocoSimulator": "mujoco_simulator"}
 """Baselines that load without being named, and the file of ``residual_mbrl.physics`` that each is in."""
 
 RESIDUALS: dict[str, type[Residual]] = {

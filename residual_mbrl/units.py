@@ -11,7 +11,7 @@ _TURN = 2 * math.pi
 _UNITS: dict[str, dict[str, float]] = {
     "rad": {"rad": 1, "mrad": 1e-3, "deg": math.pi / 180, "rev": _TURN},
     "m": {"m": 1, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6},
-    "rad/s": {"rad/s": 1, "mrad/s": 1e-3, "deg/s": math.pi / 180, "rev/s": _TURN, "rpm": _TURN / 60},
+    "rad/s": {"rad/s": 1, "mrad/s": 1e-3, "krad/s": 1e3, "deg/s": math.pi / 180, "rev/s": _TURN, "rpm": _TURN / 60},
     "m/s": {"m/s": 1, "cm/s": 1e-2, "mm/s": 1e-3},
     "N·m": {"N·m": 1, "mN·m": 1e-3, "N·cm": 1e-2, "N·mm": 1e-3, "kN·m": 1e3, "kgf·cm": 0.0980665},
     "N": {"N": 1, "mN": 1e-3, "kN": 1e3},

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from residual_mbrl.baselines import Parameters
 from residual_mbrl.physics import cartpole as cart
 from residual_mbrl.physics import double_pendulum as double
+from residual_mbrl.physics import linear_drive as drive
 from residual_mbrl.physics import pendulum as single
+from residual_mbrl.physics import servo
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline
 from residual_mbrl.residuals import (
     CommandActuator,
@@ -33,17 +35,29 @@ SYSTEMS: dict[str, tuple[type[MechanicalBaseline], Parameters]] = {
     "double_pendulum": (double.DoublePendulum, double.PARAMETERS),
     "cartpole": (cart.CartPole, cart.PARAMETERS),
 }
-FRICTION = {"pendulum": {"viscous": 0.3, "coulomb": 0.4},
-            "double_pendulum": {"viscous1": 0.3, "viscous2": 0.1, "coulomb1": 0.4, "coulomb2": 0.2},
-            "cartpole": {"cart_viscous": 0.5, "pole_viscous": 0.02}}
+WARP_SYSTEMS: dict[str, tuple[type[MechanicalBaseline], Parameters]] = {
+    **SYSTEMS,
+    "linear_drive": (drive.LinearDrive, drive.PARAMETERS),
+    "servo": (servo.Servo, servo.PARAMETERS),
+}
+"""Systems with a Warp form; friction belongs to the last two."""
+FRICTION: dict[str, dict[str, float]] = {
+    "pendulum": {"viscous": 0.3, "coulomb": 0.4},
+    "double_pendulum": {"viscous1": 0.3, "viscous2": 0.1, "coulomb1": 0.4, "coulomb2": 0.2},
+    "cartpole": {"cart_viscous": 0.5, "pole_viscous": 0.02},
+    "linear_drive": {"viscous_backward": 300.0, "coulomb_backward": 30.0},
+    "servo": {"supply_resistance": 1.7, "angle_offset": 0.03, "load_friction_off": 0.11},
+}
 """Values of dissipation that differ from the frictionless nominal ones."""
+COMMAND_SIZES = {"LinearDrive": (40.0,), "Servo": (1.0, 0.5, 300.0)}
+"""Typical commands, where they are not about one."""
 MOVING = (Feature(source="position", transform="sin"), Feature(source="velocity"))
 """Features that any of the systems has."""
 
 
 def system(name: str, *, friction: bool = False, dt: float = 0.01, substeps: int = 1, integrator: Integrator = "rk4") -> MechanicalBaseline:
     """Build one of the systems, frictionless or with the friction above."""
-    kind, parameters = SYSTEMS[name]
+    kind, parameters = WARP_SYSTEMS[name]
     values = FRICTION[name] if friction else {}
     parameters = parameters.replaced(**{n: {"nominal": x} for n, x in values.items()})
     return kind(parameters, dt=dt, substeps=substeps, integrator=integrator)
@@ -56,8 +70,9 @@ def random_states(baseline: MechanicalBaseline, *batch: int, seed: int = 0, dtyp
 
 
 def random_actions(baseline: MechanicalBaseline, *batch: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Actions of a few N or N·m, shape [*batch, nu]."""
-    return 2.0 * torch.randn(*batch, baseline.space.nu, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    """Actions of twice their typical size, shape [*batch, nu]."""
+    size = torch.tensor(COMMAND_SIZES.get(type(baseline).__name__, (1.0,)), dtype=dtype)
+    return 2.0 * size * torch.randn(*batch, baseline.space.nu, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def context(baseline: MechanicalBaseline, *batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Context:

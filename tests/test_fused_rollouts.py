@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import INTEGRATORS, MOVING, SYSTEMS, random_actions, random_states, randomise, residual, system
+from problems import INTEGRATORS, MOVING, SYSTEMS, WARP_SYSTEMS, random_actions, random_states, randomise, residual, system
 
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.physics.cartpole import CartPole
+from residual_mbrl.physics.servo import Servo
 from residual_mbrl.residuals import Feature, Unstructured
 from residual_mbrl.rollouts import rollout
 
@@ -62,7 +63,7 @@ def assert_agrees(dynamics, batch, horizon=50):
 @pytest.mark.parametrize("batch", [3, 37])
 @pytest.mark.parametrize("friction", [False, True])
 @pytest.mark.parametrize("integrator", INTEGRATORS)
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", WARP_SYSTEMS)
 def test_system_is_that_of_torch(name, integrator, friction, batch):
     """One world a block and one world a lane, a remainder included."""
     assert_agrees(model(name, integrator=integrator, friction=friction), batch)
@@ -225,6 +226,13 @@ class Heavier(CartPole):
         return 2 * super().smooth_force(q, v, u, p)
 
 
+class Softer(Servo):
+    """A user's change of what the terms of the torch form share."""
+
+    def duty(self, q, u):
+        return 0.5 * super().duty(q, u)
+
+
 class Louder(Unstructured):
     """A user's change of a residual's torch form alone."""
 
@@ -237,6 +245,7 @@ class Louder(Unstructured):
     (model("pendulum", ["state_delta"]), torch.float32, "residual StateDelta has no Warp form"),
     (model("pendulum"), torch.float64, "float32 on the CPU, not torch.float64"),
     (ResidualDynamics(Heavier()), torch.float32, "Heavier has no Warp form of its equations"),
+    (ResidualDynamics(Softer()), torch.float32, "Softer has no Warp form of its equations"),
     (ResidualDynamics(CartPole(), [Louder(nv=2, features=MOVING, sizes=[2, 2], bound=1.0)]), torch.float32, "Louder has no Warp form"),
     (ensemble([model("pendulum", ["unstructured"])] * 2), torch.float32, "Unstructured has no Warp form .or carries members"),
 ])
