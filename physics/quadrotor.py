@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from residual_mbrl.baselines import Baseline, Parameters, Port, Values
+from residual_mbrl.baselines import Baseline, Parameters, Port, Values, WarpStep
 from residual_mbrl.physics.mechanical import Integrator
-from residual_mbrl.physics.mechanical_warp import UNROLLED
 from residual_mbrl.physics.quadrotor_forces import Body, acceleration, air_drag, alike, body_of, lagged, reaction, times
 from residual_mbrl.physics.quadrotor_parameters import PARAMETERS
-from residual_mbrl.physics.quadrotor_warp import WarpStep, warp_step
+from residual_mbrl.physics.quadrotor_warp import warp_substep
 from residual_mbrl.physics.rotations import cross, exponential_rate, rotate, rotate_back
 from residual_mbrl.spaces import StateSpace
 
@@ -140,10 +139,11 @@ class Quadrotor(Baseline):
         return {"dt": self.dt, "substeps": self.substeps, "integrator": self.integrator, "rotors": [list(r) for r in self.rotors]}
 
     def warp_step(self) -> WarpStep | None:
-        """Return the same step as a Warp function of one world; None where a subclass changes the equations, or of too many substeps."""
-        if self.substeps > UNROLLED or any(getattr(type(self), n) is not getattr(Quadrotor, n) for n in EQUATIONS):
+        """Return the same step as a Warp function of one world; None where a subclass changes the equations."""
+        if any(getattr(type(self), n) is not getattr(Quadrotor, n) for n in EQUATIONS):
             return None
-        return warp_step(self.parameters.names, self.rotors, dt=self.dt, substeps=self.substeps, integrator=self.integrator)
+        h = self.dt / self.substeps
+        return WarpStep(warp_substep(self.parameters.names, self.rotors, h=h, integrator=self.integrator), self.substeps)
 
     def _semi_implicit(self, pose: Tensor, twist: Tensor, speed: Tensor, target: Tensor, force: Tensor | None, body: Body,
                        h: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
-"""The Warp form of the step in ``quadrotor``: the same equations for one world, in float32.
+"""The Warp form of the step in ``quadrotor``: the same equations for one world.
 
-``tests/test_quadrotor_warp.py`` holds the two together. As in ``mechanical_warp``, functions are generic and joined by closures, and the
-one loop has a constant bound up to 16, which Warp unrolls. Within a step the state is that of the centre of mass.
+``tests/test_quadrotor_warp.py`` holds the two together. Within a substep the state is that of the centre of mass.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from residual_mbrl.physics.mechanical_warp import UNROLLED, WarpFunction
+from residual_mbrl.physics.mechanical_warp import WarpFunction
 
 RAD = 1000.0
 """As in ``quadrotor``: rad in a krad."""
@@ -18,45 +17,30 @@ SERIES = 0.04
 """Squared half angle below which the exponential map is its power series, to rounding in float32."""
 
 
-class WarpStep(NamedTuple):
-    """A whole step as one Warp function."""
-
-    function: WarpFunction
-    """``step(x, u, force, p) -> x'``: 17 states, 4 commands, 6 entries of force, and the parameters in their order."""
-    key: tuple[object, ...]
-    """Tells this step from others of its class: equal keys are the same function."""
-
-
-def warp_step(names: Sequence[str], rotors: Sequence[Sequence[int]], *, dt: float, substeps: int, integrator: str) -> WarpStep | None:
-    """Return the step; None where it has more substeps than Warp unrolls.
+def warp_substep(names: Sequence[str], rotors: Sequence[Sequence[int]], *, h: float, integrator: str) -> WarpFunction:
+    """Return ``substep(x, u, force, p) -> x'`` over h seconds: 17 states, 4 commands, 6 entries of force, parameters in their order.
 
     Args:
         names: The parameters in order.
         rotors: Signs of x and y, and spin, of each rotor.
-        dt: Seconds per step.
-        substeps: Substeps per step.
+        h: Seconds.
         integrator: "semi_implicit" or "rk4".
     """
-    if substeps > UNROLLED:
-        return None
     import warp as wp  # noqa: PLC0415  # half a second that only fused rollouts need
 
     vx, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (17, 4))
     index = list(names).index
     gain, battery, exponent = index("command_gain"), index("battery"), index("battery_exponent")
     to_centre, from_centre = _frames(index("centre_x"))
-    substep = _substep(index, rotors, dt / substeps, integrator)
+    move = _substep(index, rotors, h, integrator)
 
     @wp.func
-    def step(x: Any, u: Any, force: Any, p: Any) -> Any:
+    def substep(x: Any, u: Any, force: Any, p: Any) -> Any:
         scale = p[gain] * wp.exp(p[exponent] * wp.log(p[battery]))
         target = scale * v4(u[0], u[1], u[2], u[3])
-        state = to_centre(vx(x), p)
-        for _ in range(substeps):
-            state = substep(state, target, force, p)
-        return from_centre(state, p)
+        return from_centre(move(to_centre(vx(x), p), target, force, p), p)
 
-    return WarpStep(step, (tuple(names), tuple(tuple(r) for r in rotors), dt, substeps, integrator))
+    return substep  # type: ignore[no-any-return]
 
 
 class _Turning(NamedTuple):
@@ -201,13 +185,8 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
     (x1, y1, s1), (x2, y2, s2), (x3, y3, s3), (x4, y4, s4) = [[float(sign) for sign in r] for r in rotors]
 
     @wp.func
-    def magnitude(x: float) -> float:
-        # wp.abs has slope 1 at zero, torch has 0
-        return float(x * wp.where(x > 0.0, 1.0, wp.where(x < 0.0, -1.0, 0.0)))
-
-    @wp.func
     def squares(s: Any) -> Any:
-        return v4(s[0] * magnitude(s[0]), s[1] * magnitude(s[1]), s[2] * magnitude(s[2]), s[3] * magnitude(s[3]))
+        return v4(s[0] * wp.abs(s[0]), s[1] * wp.abs(s[1]), s[2] * wp.abs(s[2]), s[3] * wp.abs(s[3]))
 
     @wp.func
     def thrusts(s: Any, p: Any) -> Any:
@@ -230,7 +209,7 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
     def dragging(q: Any, v: Any, w: Any, s: Any, p: Any) -> Any:
         passing = back(q, v) + wp.cross(w, along(p, pressure) - along(p, centre))
         steady = p[quadratic] * wp.sqrt(wp.dot(passing, passing) + tiny)
-        level = steady + p[by_rotors] * (magnitude(s[0]) + magnitude(s[1]) + magnitude(s[2]) + magnitude(s[3]))
+        level = steady + p[by_rotors] * (wp.abs(s[0]) + wp.abs(s[1]) + wp.abs(s[2]) + wp.abs(s[3]))
         return -wp.cw_mul(along(p, drag_x) + v3(level, level, steady), passing)
 
     @wp.func

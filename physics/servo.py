@@ -136,15 +136,10 @@ class Servo(MechanicalBaseline):
         duty_per_gain, gravity = DUTY_PER_GAIN_RAD, GRAVITY
 
         @wp.func
-        def magnitude(x: float) -> float:
-            # wp.abs has slope 1 at zero, torch has 0
-            return float(x * wp.where(x > 0.0, 1.0, wp.where(x < 0.0, -1.0, 0.0)))
-
-        @wp.func
         def motor_torque(q: Any, v: Any, u: Any, p: Any) -> float:
             asked = u[2] * duty_per_gain * (u[0] - q[0])
             duty = wp.where(asked < -1.0, -1.0, wp.where(asked > 1.0, 1.0, asked))
-            current = u[1] * (duty * p[supply] - p[constant] * v[0]) / (p[resistance] + p[sag] * magnitude(duty))
+            current = u[1] * (duty * p[supply] - p[constant] * v[0]) / (p[resistance] + p[sag] * wp.abs(duty))
             return float(p[constant] * current)
 
         @wp.func
@@ -167,8 +162,8 @@ class Servo(MechanicalBaseline):
         def friction(q: Any, v: Any, u: Any, p: Any) -> Any:
             load = load_torque(q, p)
             share = p[by_load_off] + u[1] * (p[by_load] - p[by_load_off])
-            at_rest = wp.exp(-magnitude(v[0]) / p[stribeck_rate]) * p[stribeck] * magnitude(load)
-            return v1(p[coulomb] + magnitude(share * load - p[by_motor] * motor_torque(q, v, u, p)) + at_rest)
+            at_rest = wp.exp(-wp.abs(v[0]) / p[stribeck_rate]) * p[stribeck] * wp.abs(load)
+            return v1(p[coulomb] + wp.abs(share * load - p[by_motor] * motor_torque(q, v, u, p)) + at_rest)
 
         return WarpTerms(mass, force, damping, friction, ("viscous",),
                          ("coulomb", "motor_friction", "load_friction", "load_friction_off", "stribeck_friction"))
