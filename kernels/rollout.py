@@ -59,7 +59,7 @@ def forward_kernel(system: System, schedule: Schedule) -> Kernel:
 
 def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that takes gradients back."""
-    return _kernel(schedule, _model_text(system, schedule) + _BACK, """
+    return _kernel(schedule, _model_text(system, schedule) + _BACK + _LEARN, """
     static void block(long long* a, long index, R* scratch, int worker) {
         Block b(a, index);
         const long chunk = a[F_chunk], size = a[F_row];
@@ -120,7 +120,7 @@ def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
 
 def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
     """Return the kernel that writes each world's cost and the gradients of ``Σ seeds · costs``."""
-    return _kernel(schedule, _model_text(system, schedule) + _BACK + cost_text(cost, system), """
+    return _kernel(schedule, _model_text(system, schedule) + _BACK + _LEARN + cost_text(cost, system), """
     // scratch: rows and deltas of a chunk, states of a chunk, and a checkpoint at the start of every chunk
     static void block(long long* a, long index, R* scratch, int worker) {
         Block b(a, index);
@@ -190,42 +190,11 @@ def linearise_kernel(system: System, schedule: Schedule) -> Kernel:
             for (int i = 0; i < NU; ++i) u[i][k] = ((const R*)a[F_actions])[n * NU + i];
             for (int i = 0; i < NP; ++i) p[i][k] = ((const R*)a[F_parameters])[world * NP + i];
         }
-        R* row = scratch;
-        R* deltas = scratch + a[F_row];
-        T z_by[NZ * (NX + NU)], y_by_z[NY * NZ] = {}, y_by[NY * (NX + NU)] = {}, h_by_all[NH * (NY + NX + NU)];
-        see(a, b.W, b.c, row, x, u, p);
-        T y[NY], h[NH];
-        network_outputs(a, row, y);
-        hold(y, x, u, p, b.c, h);
-        j_features(x, u, p, b.c, z_by);
-        j_hold(y, x, u, p, b.c, h_by_all);
-        networks_by_inputs(a, b, row, deltas, y, y_by_z);
-        for (int i = 0; i < NY; ++i)
-            for (int k = 0; k < NZ; ++k)
-                for (int j = 0; j < NX + NU; ++j) y_by[i * (NX + NU) + j] += y_by_z[i * NZ + k] * z_by[k * (NX + NU) + j];
-        T h_by[NH * (NX + NU)];
-        for (int i = 0; i < NH; ++i)
-            for (int j = 0; j < NX + NU; ++j) {
-                T sum = h_by_all[i * (NY + NX + NU) + NY + j];
-                for (int k = 0; k < NY; ++k) sum += h_by_all[i * (NY + NX + NU) + k] * y_by[k * (NX + NU) + j];
-                h_by[i * (NX + NU) + j] = sum;
-            }
-        // S: the state within the step by (x, u)
-        T S[NK * (NX + NU)] = {}, next[NK * (NX + NU)], J[NK * (NK + NH)], k[NK], moved[NK];
-        for (int i = 0; i < NK; ++i) { S[i * (NX + NU) + i] = (T)(1); k[i] = x[i]; }
-        for (int s = 0; s < SUBSTEPS; ++s) {
-            j_substep(k, h, p, J);
-            for (int i = 0; i < NK; ++i)
-                for (int j = 0; j < NX + NU; ++j) next[i * (NX + NU) + j] = chained(J + i * (NK + NH), S + j, h_by + j);
-            for (int i = 0; i < NK * (NX + NU); ++i) S[i] = next[i];
-            substep(k, h, p, moved);
-            for (int i = 0; i < NK; ++i) k[i] = moved[i];
-        }
-        T F[NX * (NK + NH)];
-        j_finish(k, h, F);
+        T slopes[NX * (NX + NU)];
+        linear_step(a, b, scratch, scratch + a[F_row], x, u, p, slopes);
         for (int i = 0; i < NX; ++i)
             for (int j = 0; j < NX + NU; ++j) {
-                const T slope = chained(F + i * (NK + NH), S + j, h_by + j);
+                const T slope = slopes[i * (NX + NU) + j];
                 for (int n = 0; n < b.count; ++n) {
                     if (j < NX) ((R*)a[F_A])[(b.first + n) * NX * NX + i * NX + j] = slope[n];
                     else ((R*)a[F_B])[(b.first + n) * NX * NU + i * NU + j - NX] = slope[n];
@@ -363,6 +332,9 @@ _BACK = """
         for (int i = 0; i < a[F_n_inputs]; ++i) gz[i] = get(deltas, inputs[i]);
         d_features(x, u, p, b.c, gz, gx, gu, gp);
     }
+"""
+
+_LEARN = """
     static inline void learn(const long long* a, const Block& b, const R* rows, const R* deltas, long steps, int worker) {
         if (!a[F_learn]) return;
         R* gradients = (R*)a[F_gradients] + (worker * a[F_members] + b.first / a[F_member_worlds]) * a[F_gradient_size];
@@ -416,6 +388,42 @@ _LINEAR = """
                 if (slot >= 0 && slot < l[N_IN]) out[i * NZ + k] = get(deltas, inputs[k]);
             }
         }
+    }
+    // the next state by (x, u), rows of NX + NU
+    static inline void linear_step(const long long* a, const Steps& b, R* row, R* deltas, const T* x, const T* u, const T* p, T* out) {
+        T z_by[NZ * (NX + NU)], y_by_z[NY * NZ] = {}, y_by[NY * (NX + NU)] = {}, h_by_all[NH * (NY + NX + NU)];
+        see(a, b.W, b.c, row, x, u, p);
+        T y[NY], h[NH];
+        network_outputs(a, row, y);
+        hold(y, x, u, p, b.c, h);
+        j_features(x, u, p, b.c, z_by);
+        j_hold(y, x, u, p, b.c, h_by_all);
+        networks_by_inputs(a, b, row, deltas, y, y_by_z);
+        for (int i = 0; i < NY; ++i)
+            for (int k = 0; k < NZ; ++k)
+                for (int j = 0; j < NX + NU; ++j) y_by[i * (NX + NU) + j] += y_by_z[i * NZ + k] * z_by[k * (NX + NU) + j];
+        T h_by[NH * (NX + NU)];
+        for (int i = 0; i < NH; ++i)
+            for (int j = 0; j < NX + NU; ++j) {
+                T sum = h_by_all[i * (NY + NX + NU) + NY + j];
+                for (int k = 0; k < NY; ++k) sum += h_by_all[i * (NY + NX + NU) + k] * y_by[k * (NX + NU) + j];
+                h_by[i * (NX + NU) + j] = sum;
+            }
+        // S: the state within the step by (x, u)
+        T S[NK * (NX + NU)] = {}, next[NK * (NX + NU)], J[NK * (NK + NH)], k[NK], moved[NK];
+        for (int i = 0; i < NK; ++i) { S[i * (NX + NU) + i] = (T)(1); k[i] = x[i]; }
+        for (int s = 0; s < SUBSTEPS; ++s) {
+            j_substep(k, h, p, J);
+            for (int i = 0; i < NK; ++i)
+                for (int j = 0; j < NX + NU; ++j) next[i * (NX + NU) + j] = chained(J + i * (NK + NH), S + j, h_by + j);
+            for (int i = 0; i < NK * (NX + NU); ++i) S[i] = next[i];
+            substep(k, h, p, moved);
+            for (int i = 0; i < NK; ++i) k[i] = moved[i];
+        }
+        T F[NX * (NK + NH)];
+        j_finish(k, h, F);
+        for (int i = 0; i < NX; ++i)
+            for (int j = 0; j < NX + NU; ++j) out[i * (NX + NU) + j] = chained(F + i * (NK + NH), S + j, h_by + j);
     }
 """
 

@@ -1,0 +1,355 @@
+"""Running the CUDA kernels on torch tensors: scratch once a shape, and a repeated call as one replay of a captured graph.
+
+A graph holds addresses, and a call's tensors lie elsewhere each time. So the kernels take one fixed address, that of a table in
+device memory, and a call copies its own addresses there (one small asynchronous copy from pinned memory) before the replay. Inputs
+and outputs are torch's own tensors, nothing is copied. Everything runs on torch's current stream; each stream has plans of its own,
+since two calls at a time cannot share a table.
+
+Weight gradients are matrix products over a chunk of steps and a group of worlds, from units and deltas where the kernels left them;
+groups are added up at the end, always in one order. On a CPU the same kernels run thread by thread, for tests. The launches have
+not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import warp as wp
+from torch import Tensor
+
+from residual_mbrl.kernels import cuda
+from residual_mbrl.kernels.cuda import FIELDS, PLACES, Grid, ThreadKernel
+from residual_mbrl.kernels.mlp import lay_out
+from residual_mbrl.kernels.system import Cost, System
+
+DTYPES = {"float": torch.float32, "double": torch.float64}
+WARP, WIDE = 32, 128
+"""Threads of a block for a small batch, so that it reaches every multiprocessor, and for a large one."""
+CHUNK = 8
+"""Steps whose units and deltas wait for one matrix product."""
+GROUPS = 2048
+"""Blocks in flight at most, as many as a large device holds at once; each takes several groups of worlds in turn."""
+SHAPES = 16
+"""Shapes whose scratch and graphs are remembered."""
+
+
+class Gradients(NamedTuple):
+    """What a sweep back returns; the weights' part is missing unless it was asked for."""
+
+    initial: Tensor
+    """Shape [B, nx]."""
+    actions: Tensor
+    """Shape [B, H, nu]."""
+    parameters: Tensor
+    """Shape [B, np]."""
+    weights: Tensor | None
+    """Shape [members, weights]."""
+
+
+class Program:
+    """Launches and matrix products that follow each other, and the table that tells them where everything is."""
+
+    def __init__(self, device: torch.device, rows: Sequence[dict[str, int]]) -> None:
+        self.device = device
+        self._template = np.array([[row.get(n, 0) for n in FIELDS] for row in rows], np.int64)
+        self.table = torch.zeros(self._template.shape, dtype=torch.int64, device=device)
+        self.issue: list[Callable[[], None]] = []
+        self.weights: Tensor | None = None
+        self._runs, self._graph = 0, None
+
+    def launch(self, kernel: ThreadKernel, row: int, threads: int, lanes: int) -> None:
+        """Add a kernel with a row of the table."""
+        address = self.table.data_ptr() + row * self.table.stride(0) * self.table.element_size()
+
+        def issue() -> None:
+            stream = wp.stream_from_torch(torch.cuda.current_stream(self.device)) if self.device.type == "cuda" else None
+            kernel.launch(address, threads, lanes, str(self.device), stream)
+
+        self.issue.append(issue)
+
+    def run(self, **addresses: int) -> None:
+        """Run with these entries in every row: at once the first time, which loads modules, then captured, then replayed."""
+        values = self._template.copy()
+        for name, value in addresses.items():
+            values[:, PLACES[name]] = value
+        if self.device.type == "cpu":
+            self.table.copy_(torch.from_numpy(values))
+            self._issue_all()
+            return
+        # the pinned block is torch's, which lends it again only when the copy is over
+        host = torch.empty(values.shape, dtype=torch.int64, pin_memory=True)
+        host.numpy()[:] = values
+        with torch.cuda.device(self.device):
+            self.table.copy_(host, non_blocking=True)
+            if self._runs == 0:
+                self._issue_all()
+            else:
+                if self._graph is None:
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                        self._issue_all()
+                    self._graph = graph
+                self._graph.replay()
+        self._runs += 1
+
+    @property
+    def replays(self) -> bool:
+        """Whether the next call is a replay."""
+        return self._graph is not None
+
+    def _issue_all(self) -> None:
+        for issue in self.issue:
+            issue()
+
+
+class Plan:
+    """Everything that one shape of a rollout needs on one stream: layout, scratch, packed weights, and its programs."""
+
+    def __init__(self, engine: ThreadEngine, *, batch: int, horizon: int, members: int) -> None:
+        self.engine, self.batch, self.horizon, self.members = engine, batch, horizon, members
+        self.device, self.dtype = engine.device, DTYPES[engine.real]
+        self.lock = Lock()
+        self.lanes = WIDE if batch // members >= WIDE * _multiprocessors(self.device) else WARP
+        self.network = lay_out(engine.networks, self.grid(1).layout, engine.squashed)
+        self._programs: dict[object, Program] = {}
+        self._packed = self._zeros(members, max(len(self.network.packing), 16))
+        self._memory: list[Tensor] = []
+        self._shared = {
+            "batch": batch, "horizon": horizon, "members": members, "member_worlds": batch // members, "row": self.network.slots,
+            "packed_size": len(self.network.packing), "flat_size": engine.weights, "nets": len(self.network.layers),
+            "n_inputs": len(self.network.inputs), "n_outputs": len(self.network.outputs), "weights": self._packed.data_ptr()}
+        n = self.network
+        for name, values in (("layers", n.layers), ("inputs", n.inputs), ("outputs", n.outputs), ("squashed", n.squashed),
+                             ("spans", n.spans), ("index", n.packing)):
+            ints = torch.from_numpy(np.ascontiguousarray(values if values.size else np.zeros(1), np.int32)).to(self.device)
+            self._memory.append(ints)
+            self._shared[name] = ints.data_ptr()
+
+    def grid(self, rows: int) -> Grid:
+        """Return how worlds lie over threads, with so many rows of units in memory."""
+        return Grid(self.engine.real, self.lanes, rows)
+
+    def run(self, kind: str, *, cost: Cost | None = None, learn: bool = False, **addresses: int) -> Tensor | None:
+        """Run a program at these addresses; return the gradients of the weights where they are wanted."""
+        learn = learn and self.engine.weights > 0
+        with self.lock:
+            program = self._programs.get((kind, cost, learn))
+            if program is None:
+                program = self._programs[kind, cost, learn] = self._program(kind, cost, learn)
+            program.run(**addresses)
+            return None if program.weights is None else program.weights.clone()
+
+    def _program(self, kind: str, cost: Cost | None, learn: bool) -> Program:
+        """Put together: weights are packed, states go forward, gradients come back a chunk at a time."""
+        back, there = kind in ("reverse", "cost_gradient"), kind != "reverse"
+        rows = CHUNK if learn else 1
+        first = self.horizon - 1
+        starts = ([*range(first // rows * rows, -1, -rows)] if learn else [0]) if back else []
+        grids = {"there": self.grid(1), "back": self.grid(rows)}
+        shares = {"there": self._shares(kind == "linearise", grids["there"]), "back": self._shares(False, grids["back"])}
+        sets = {"there": 2 if kind == "linearise" else 1, "back": 2}
+        scratch = {}
+        if there:
+            scratch["there"] = self._scratch(shares["there"], sets["there"], grids["there"])
+        if back:
+            scratch["back"] = self._scratch(shares["back"], sets["back"], grids["back"])
+        given = {name: {**self._shared, **shares[name], "scratch": memory.data_ptr(), "scratch_size": memory[0].numel()}
+                 for name, memory in scratch.items()}
+        table = [given["there"]] if there else []
+        table += [{**given["back"], "begin": t, "end": min(t + rows, self.horizon) if learn else self.horizon} for t in starts]
+        program = Program(self.device, table)
+        self._memory += scratch.values()
+        if self.engine.weights:
+            program.launch(self.engine.kernel("pack", self.grid(1)), 0, self._packed.numel(), WIDE)
+        if there:
+            forward = {"cost_gradient": "cost"}.get(kind, kind)
+            program.launch(self.engine.kernel(forward, grids["there"], cost), 0, shares["there"]["threads_launched"], self.lanes)
+        if back:
+            products = _Products(self, scratch["back"]) if learn else None
+            if products is not None:
+                program.issue.append(products.start)
+            for k, t in enumerate(starts):
+                program.launch(self.engine.kernel(kind, grids["back"], cost), k + there, shares["back"]["threads_launched"], self.lanes)
+                if products is not None:
+                    program.issue.append(lambda steps=min(rows, self.horizon - t): products.add(steps))
+            if products is not None:
+                program.issue.append(products.finish)
+                program.weights = products.weights
+        return program
+
+    def _shares(self, by_step: bool, grid: Grid) -> dict[str, int]:
+        items = self.batch // self.members * (self.horizon if by_step else 1)
+        item_groups = -(-items // grid.lanes)
+        groups = self.members * item_groups
+        launched = groups if grid.rows > 1 else min(groups, GROUPS)
+        return {"items": items, "member_blocks": items, "item_groups": item_groups, "groups": groups,
+                "threads_launched": launched * grid.lanes}
+
+    def _scratch(self, shares: dict[str, int], sets: int, grid: Grid) -> Tensor:
+        """Return memory [groups, slots of units and of deltas, rows and lanes]; lanes without a world stay zero."""
+        return self._zeros(shares["threads_launched"] // grid.lanes, sets * max(self.network.slots, 1), grid.rows * grid.lanes)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        try:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        except torch.OutOfMemoryError as error:
+            size = float(np.prod(shape)) * self.dtype.itemsize / 2**30
+            raise MemoryError(f"a fused rollout of {self.batch} worlds over {self.horizon} steps needs {size:.2f} GiB of scratch more on "
+                              f"{self.device}; roll out in smaller batches") from error
+
+
+class _Products:
+    """Weight gradients of a chunk after the other, for each group of worlds by itself."""
+
+    def __init__(self, plan: Plan, scratch: Tensor) -> None:
+        self._plan, self._layers = plan, []
+        groups, slots, lanes = scratch.shape[0], plan.network.slots, plan.lanes
+        self.weights = plan._zeros(plan.members, plan.engine.weights)
+        self._lanes, place = lanes, 0
+        for n, m, source, target in plan.network.layers[:, :4].tolist():
+            units, deltas = scratch[:, source : source + n], scratch[:, slots + target : slots + target + m]
+            self._layers.append((units, deltas, plan._zeros(groups, n, m), plan._zeros(groups, m), place))
+            place += n * m + m
+
+    def start(self) -> None:
+        for _, _, matrix, bias, _ in self._layers:
+            matrix.zero_()
+            bias.zero_()
+
+    def add(self, steps: int) -> None:
+        for units, deltas, matrix, bias, _ in self._layers:
+            x, d = units[..., : steps * self._lanes], deltas[..., : steps * self._lanes]
+            matrix.baddbmm_(x, d.transpose(1, 2))
+            bias.add_(d.sum(-1))
+
+    def finish(self) -> None:
+        members = self._plan.members
+        for _, _, matrix, bias, place in self._layers:
+            size = matrix[0].numel()
+            self.weights[:, place : place + size] = matrix.reshape(members, -1, size).sum(1)
+            self.weights[:, place + size : place + size + bias.shape[1]] = bias.reshape(members, -1, bias.shape[1]).sum(1)
+
+
+class ThreadEngine:
+    """A system with its networks on one device, ready to run at any shape.
+
+    Tensors are contiguous, on the device and of the engine's real type; worlds of one member follow each other.
+
+    Args:
+        system: The model.
+        networks: Sizes of each network, inputs first.
+        squashed: For each whether a tanh follows its outputs.
+        real: "float" or "double".
+        device: A CUDA device, or the CPU for tests.
+    """
+
+    def __init__(self, system: System, networks: Sequence[Sequence[int]], squashed: Sequence[bool] = (), real: str = "float",
+                 device: torch.device | str = "cuda") -> None:
+        self.system, self.networks, self.squashed, self.real = system, tuple(tuple(n) for n in networks), tuple(squashed), real
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.weights = sum(n * m + m for sizes in self.networks for n, m in pairwise(sizes))
+        self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
+        self._kernels: dict[tuple[str, Grid, Cost | None], ThreadKernel] = {}
+        self._lock = Lock()
+
+    def plan(self, batch: int, horizon: int, members: int = 1) -> Plan:
+        """Return what runs this shape on torch's current stream."""
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        key = (batch, horizon, members, stream)
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = Plan(self, batch=batch, horizon=horizon, members=members)
+                while len(self._plans) > SHAPES:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            return self._plans[key]
+
+    def kernel(self, kind: str, grid: Grid, cost: Cost | None = None) -> ThreadKernel:
+        """Return a kernel, built when it is first asked for."""
+        key = (kind, grid, cost)
+        if key not in self._kernels:
+            makers = {"forward": cuda.forward_kernel, "reverse": cuda.reverse_kernel, "linearise": cuda.linearise_kernel}
+            with_cost = {"cost": cuda.cost_kernel, "cost_gradient": cuda.cost_gradient_kernel}
+            self._kernels[key] = (cuda.pack_kernel(self.real) if kind == "pack" else makers[kind](self.system, grid) if cost is None
+                                  else with_cost[kind](self.system, cost, grid))
+        return self._kernels[key]
+
+    def forward(self, flat: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor) -> Tensor:
+        """Return the states, shape [B, H + 1, nx].
+
+        Args:
+            flat: Weights as ``mlp.lay_out`` orders them, shape [members, weights].
+            constants: Shape [members, nc].
+            parameters: Shape [B, np].
+            initial: Shape [B, nx].
+            actions: Shape [B, H, nu].
+        """
+        states = initial.new_empty(initial.shape[0], actions.shape[1] + 1, initial.shape[1])
+        self._plan_of(actions, flat).run("forward", **_at(flat=flat, constants=constants, parameters=parameters, initial=initial,
+                                                          actions=actions, states=states))
+        return states
+
+    def reverse(self, flat: Tensor, constants: Tensor, parameters: Tensor, actions: Tensor, states: Tensor, grad_states: Tensor, *,
+                learn: bool) -> Gradients:
+        """Take gradients of the states, shape [B, H + 1, nx], back to everything."""
+        initial, by_actions, by_parameters = torch.empty_like(states[:, 0]), torch.empty_like(actions), torch.empty_like(parameters)
+        weights = self._plan_of(actions, flat).run("reverse", learn=learn, **_at(
+            flat=flat, constants=constants, parameters=parameters, actions=actions, states=states, grad_states=grad_states,
+            grad_initial=initial, grad_actions=by_actions, grad_parameters=by_parameters))
+        return Gradients(initial, by_actions, by_parameters, weights)
+
+    def cost(self, cost: Cost, flat: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor,
+             references: Tensor) -> Tensor:
+        """Return each world's cost, shape [B]; references have shape [B, H + 1, nr], or [H + 1, nr] for all worlds."""
+        costs = initial.new_empty(initial.shape[0])
+        self._plan_of(actions, flat).run("cost", cost=cost, reference_stride=_stride(references), **_at(
+            flat=flat, constants=constants, parameters=parameters, initial=initial, actions=actions, references=references, costs=costs))
+        return costs
+
+    def cost_gradient(self, cost: Cost, flat: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor,
+                      references: Tensor, seeds: Tensor | None = None, *, learn: bool = False) -> tuple[Tensor, Gradients]:
+        """Return each world's cost, and the gradients of ``Σ seeds · costs``; seeds are one unless given, shape [B]."""
+        costs, by_initial = initial.new_empty(initial.shape[0]), torch.empty_like(initial)
+        states = initial.new_empty(initial.shape[0], actions.shape[1] + 1, initial.shape[1])
+        by_actions, by_parameters = torch.empty_like(actions), torch.empty_like(parameters)
+        weights = self._plan_of(actions, flat).run("cost_gradient", cost=cost, learn=learn, reference_stride=_stride(references), **_at(
+            flat=flat, constants=constants, parameters=parameters, initial=initial, actions=actions, states=states, references=references,
+            costs=costs, grad_initial=by_initial, grad_actions=by_actions, grad_parameters=by_parameters,
+            **({} if seeds is None else {"seeds": seeds})))
+        return costs, Gradients(by_initial, by_actions, by_parameters, weights)
+
+    def linearise(self, flat: Tensor, constants: Tensor, parameters: Tensor, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A, shape [B, H, nx, nx], and B, shape [B, H, nx, nu], along states [B, H + 1, nx]."""
+        batch, horizon, nu = actions.shape
+        nx = states.shape[-1]
+        A, B = states.new_empty(batch, horizon, nx, nx), states.new_empty(batch, horizon, nx, nu)
+        self._plan_of(actions, flat).run("linearise", **_at(flat=flat, constants=constants, parameters=parameters, states=states,
+                                                            actions=actions, A=A, B=B))
+        return A, B
+
+    def _plan_of(self, actions: Tensor, flat: Tensor) -> Plan:
+        return self.plan(actions.shape[0], actions.shape[1], flat.shape[0])
+
+
+def _at(**tensors: Tensor) -> dict[str, int]:
+    """Return addresses; a kernel takes numbers to follow each other as the shape says."""
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, received strides {tensor.stride()} of shape {tuple(tensor.shape)}")
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+def _stride(references: Tensor) -> int:
+    return 0 if references.ndim == 2 else references.stride(0)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
