@@ -11,10 +11,8 @@ that is how it is tested against torch. It has been compiled for sm_80 and sm_90
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import warp as wp
 
@@ -24,7 +22,8 @@ from residual_mbrl.kernels.rollout import _BACK, _LINEAR, _MODEL
 from residual_mbrl.kernels.rollout import FIELDS as SHARED
 from residual_mbrl.kernels.system import Cost, System, cost_text, jacobian_text, system_text
 
-FIELDS = (*SHARED, "flat", "index", "items", "item_groups", "groups", "begin", "end", "threads_launched")
+OWN = ("flat", "reference_rows", "index", "items", "item_groups", "groups", "begin", "end", "threads_launched")
+FIELDS = tuple(dict.fromkeys((*SHARED, *OWN)))
 """The table of a launch: that of the CPU's kernels, of which some entries stay empty, and who does what over which steps."""
 PLACES = {name: i for i, name in enumerate(FIELDS)}
 FUNCTIONS = ("sin", "cos", "tan", "tanh", "exp", "log", "sqrt", "asin", "acos", "atan")
@@ -75,7 +74,8 @@ class ThreadKernel:
 
     def compile_for(self, architecture: int, folder: str | Path) -> list[Path]:
         """Compile for a compute capability, 80 or 90 for instance, without a device; return the files."""
-        return [Path(p) for p in wp.compile_aot_module(self._kernel.module, device=None, arch=architecture, module_dir=folder, use_ptx=False)]
+        module = self._kernel.module
+        return [Path(p) for p in wp.compile_aot_module(module, device=None, arch=architecture, module_dir=folder, use_ptx=False)]
 
 
 def forward_kernel(system: System, grid: Grid) -> ThreadKernel:
@@ -93,7 +93,7 @@ def cost_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel:
 
 def reverse_kernel(system: System, grid: Grid) -> ThreadKernel:
     """Return the kernel that takes gradients of states back over the steps from ``begin`` to ``end``."""
-    return _kernel(grid, _model_text(system, grid) + _BACK, _reverse(
+    return _kernel(grid, _model_text(system, grid) + _inlined(_BACK), _reverse(
         "",
         "add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + b.H) * NX, 0, 1, gx);",
         "add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + t) * NX, 0, 1, gx);"))
@@ -101,7 +101,7 @@ def reverse_kernel(system: System, grid: Grid) -> ThreadKernel:
 
 def cost_gradient_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel:
     """Return the kernel that takes ``Σ seeds · costs`` back over the steps from ``begin`` to ``end`` of stored states."""
-    return _kernel(grid, _model_text(system, grid) + _BACK + cost_text(cost, system), _reverse(
+    return _kernel(grid, _model_text(system, grid) + _inlined(_BACK) + cost_text(cost, system), _reverse(
         "T r[NR]; const T seed = a[F_seeds] ? ((const R*)a[F_seeds])[b.first] : (R)1;",
         """load_n(NX, (const R*)a[F_states] + (b.first * (b.H + 1) + b.H) * NX, 0, 1, x);
            b.load_reference(b.H, NR, r); d_terminal(x, r, &seed, gx);""",
@@ -110,7 +110,7 @@ def cost_gradient_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel
 
 def linearise_kernel(system: System, grid: Grid) -> ThreadKernel:
     """Return the kernel that writes A = ∂x'/∂x and B = ∂x'/∂u of every step, one step a thread."""
-    return _kernel(grid, _model_text(system, grid) + jacobian_text(system) + _LINEAR, """
+    return _kernel(grid, _model_text(system, grid) + jacobian_text(system) + _inlined(_LINEAR), """
     static void item(long long* a, long index, R* row, R* deltas) {
         const Steps b(a, index);
         const long world = index / b.H;
@@ -133,6 +133,14 @@ def pack_kernel(real: str) -> ThreadKernel:
     enum {{ {", ".join(f"F_{n}" for n in FIELDS)} }};
     const int at = ((const int*)a[F_index])[thread % a[F_packed_size]];
     (({real}*)a[F_weights])[thread] = at < 0 ? 0 : ((const {real}*)a[F_flat])[thread / a[F_packed_size] * a[F_flat_size] + at];
+    """)
+
+
+def hand_over_kernel(real: str) -> ThreadKernel:
+    """Return the kernel that copies the gradients of all weights, summed where a graph knows them, to where a call wants them."""
+    return ThreadKernel(f"""
+    enum {{ {", ".join(f"F_{n}" for n in FIELDS)} }};
+    (({real}*)a[F_grad_weights])[thread] = ((const {real}*)a[F_gradients])[thread];
     """)
 
 
@@ -202,7 +210,12 @@ K::run(a, thread);
 
 
 def _model_text(system: System, grid: Grid) -> str:
-    return layers_text(grid) + system_text(system) + _MODEL
+    return layers_text(grid) + system_text(system) + _inlined(_MODEL)
+
+
+def _inlined(text: str) -> str:
+    """Return a text of the CPU whose functions may be inlined: arrays that are passed to a call leave a GPU's registers."""
+    return text.replace("static __attribute__((noinline))", "static inline")
 
 
 def _scalar_math(real: str) -> str:
@@ -227,17 +240,20 @@ def layers_text(grid: Grid) -> str:
     """Return ``layer_forward`` and ``layer_reverse`` of one world, units STRIDE numbers apart, weights packed by eight outputs."""
     def block(outputs: int) -> str:
         groups = range(outputs // 8)
-        weights = "".join(f"const R* w{g} = (const R*)__builtin_assume_aligned(W + (long)(j + {8 * g}) * n, {8 * REALS[grid.real]});"
-                          for g in groups)
+        weights = "".join(f"const Four* w{g} = (const Four*)(W + (long)(j + {8 * g}) * n);" for g in groups)
         first = "".join(f"T a{k} = bias ? bias[j + {k}] : (R)0;" for k in range(outputs))
-        sums = "".join(f"a{k} += w{k // 8}[8 * i + {k % 8}] * x;" for k in range(outputs))
+        loads = "".join(f"const Four w{g}{h} = w{g}[2 * i + {h}];" for g in groups for h in range(2))
+        sums = "".join(f"a{k} += w{k // 8}{k % 8 // 4}.{'abcd'[k % 4]} * x;" for k in range(outputs))
         last = "".join(f"Y[(j + {k}) * STRIDE] = a{k};" for k in range(outputs))
-        return f"{{ {weights} {first} for (int i = 0; i < n; ++i) {{ const T x = X[i * STRIDE]; {sums} }} {last} }}"
+        return f"{{ {weights} {first} for (int i = 0; i < n; ++i) {{ const T x = X[i * STRIDE]; {loads} {sums} }} {last} }}"
 
     return f"""
     enum {{ {", ".join(f"L_{n}" for n in TABLE)}, L_COLUMNS, N_IN = L_inputs, N_OUT = L_outputs }};
+    struct alignas({4 * REALS[grid.real]}) Four {{ R a, b, c, d; }};  // one load
     static inline void put(R* row, int slot, T value) {{ row[slot * STRIDE] = value; }}
     static inline T get(const R* row, int slot) {{ return row[slot * STRIDE]; }}
+    // torch's matrix products take units and deltas up
+    static inline void layer_accumulate(const int*, const R*, const R*, long, int, R*) {{}}
     // segments are padded to eight slots
     static void product(const R* W, const R* bias, int n, int m, const R* X, R* Y) {{
         int j = 0;

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from threading import Lock
 from typing import NamedTuple
@@ -60,7 +61,6 @@ class Program:
         self._template = np.array([[row.get(n, 0) for n in FIELDS] for row in rows], np.int64)
         self.table = torch.zeros(self._template.shape, dtype=torch.int64, device=device)
         self.issue: list[Callable[[], None]] = []
-        self.weights: Tensor | None = None
         self._runs, self._graph = 0, None
 
     def launch(self, kernel: ThreadKernel, row: int, threads: int, lanes: int) -> None:
@@ -74,10 +74,14 @@ class Program:
         self.issue.append(issue)
 
     def run(self, **addresses: int) -> None:
-        """Run with these entries in every row: at once the first time, which loads modules, then captured, then replayed."""
+        """Run with these entries in every row: at once the first time, which loads modules, then captured, then replayed.
+
+        An entry of zero is left as it is laid out.
+        """
         values = self._template.copy()
         for name, value in addresses.items():
-            values[:, PLACES[name]] = value
+            if value:
+                values[:, PLACES[name]] = value
         if self.device.type == "cpu":
             self.table.copy_(torch.from_numpy(values))
             self._issue_all()
@@ -135,15 +139,22 @@ class Plan:
         """Return how worlds lie over threads, with so many rows of units in memory."""
         return Grid(self.engine.real, self.lanes, rows)
 
-    def run(self, kind: str, *, cost: Cost | None = None, learn: bool = False, **addresses: int) -> Tensor | None:
-        """Run a program at these addresses; return the gradients of the weights where they are wanted."""
+    def run(self, kind: str, *, weights: int, cost: Cost | None = None, learn: bool = False, **addresses: int) -> None:
+        """Run on arrays at these addresses.
+
+        Args:
+            kind: "forward", "reverse", "cost", "cost_gradient" or "linearise".
+            weights: Address of the flat weights of all members, ordered as ``mlp.lay_out`` says.
+            cost: For the kinds that have one.
+            learn: Whether gradients of the weights are wanted, at the address ``grad_weights``.
+            addresses: Addresses and numbers by the names of ``rollout.FIELDS``.
+        """
         learn = learn and self.engine.weights > 0
+        key = kind, None if cost is None else cost.key, learn
         with self.lock:
-            program = self._programs.get((kind, cost, learn))
-            if program is None:
-                program = self._programs[kind, cost, learn] = self._program(kind, cost, learn)
-            program.run(**addresses)
-            return None if program.weights is None else program.weights.clone()
+            if key not in self._programs:
+                self._programs[key] = self._program(kind, cost, learn)
+            self._programs[key].run(flat=weights, **addresses)
 
     def _program(self, kind: str, cost: Cost | None, learn: bool) -> Program:
         """Put together: weights are packed, states go forward, gradients come back a chunk at a time."""
@@ -159,28 +170,38 @@ class Plan:
             scratch["there"] = self._scratch(shares["there"], sets["there"], grids["there"])
         if back:
             scratch["back"] = self._scratch(shares["back"], sets["back"], grids["back"])
+        own = {}  # where a call has no place for them
+        if back:
+            own["grad_parameters"] = self._zeros(self.batch, self.engine.system.np)
+        if kind == "cost_gradient":
+            own["states"] = self._zeros(self.batch, self.horizon + 1, self.engine.system.nx)
+        products = _Products(self, scratch["back"]) if learn else None
+        if products is not None:
+            own["gradients"] = products.weights
         given = {name: {**self._shared, **shares[name], "scratch": memory.data_ptr(), "scratch_size": memory[0].numel()}
                  for name, memory in scratch.items()}
+        for name, memory in own.items():
+            for row in given.values():
+                row[name] = memory.data_ptr()
         table = [given["there"]] if there else []
         table += [{**given["back"], "begin": t, "end": min(t + rows, self.horizon) if learn else self.horizon} for t in starts]
         program = Program(self.device, table)
-        self._memory += scratch.values()
+        self._memory += [*scratch.values(), *own.values()]
         if self.engine.weights:
             program.launch(self.engine.kernel("pack", self.grid(1)), 0, self._packed.numel(), WIDE)
         if there:
             forward = {"cost_gradient": "cost"}.get(kind, kind)
             program.launch(self.engine.kernel(forward, grids["there"], cost), 0, shares["there"]["threads_launched"], self.lanes)
         if back:
-            products = _Products(self, scratch["back"]) if learn else None
             if products is not None:
                 program.issue.append(products.start)
             for k, t in enumerate(starts):
                 program.launch(self.engine.kernel(kind, grids["back"], cost), k + there, shares["back"]["threads_launched"], self.lanes)
                 if products is not None:
-                    program.issue.append(lambda steps=min(rows, self.horizon - t): products.add(steps))
+                    program.issue.append(partial(products.add, min(rows, self.horizon - t)))
             if products is not None:
                 program.issue.append(products.finish)
-                program.weights = products.weights
+                program.launch(self.engine.kernel("hand_over", self.grid(1)), len(table) - 1, products.weights.numel(), WIDE)
         return program
 
     def _shares(self, by_step: bool, grid: Grid) -> dict[str, int]:
@@ -257,7 +278,7 @@ class ThreadEngine:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.weights = sum(n * m + m for sizes in self.networks for n, m in pairwise(sizes))
         self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
-        self._kernels: dict[tuple[str, Grid, Cost | None], ThreadKernel] = {}
+        self._kernels: dict[tuple[str, Grid, object], ThreadKernel] = {}
         self._lock = Lock()
 
     def plan(self, batch: int, horizon: int, members: int = 1) -> Plan:
@@ -274,69 +295,70 @@ class ThreadEngine:
 
     def kernel(self, kind: str, grid: Grid, cost: Cost | None = None) -> ThreadKernel:
         """Return a kernel, built when it is first asked for."""
-        key = (kind, grid, cost)
+        key = (kind, grid, None if cost is None else cost.key)
         if key not in self._kernels:
+            for_all = {"pack": cuda.pack_kernel, "hand_over": cuda.hand_over_kernel}
             makers = {"forward": cuda.forward_kernel, "reverse": cuda.reverse_kernel, "linearise": cuda.linearise_kernel}
             with_cost = {"cost": cuda.cost_kernel, "cost_gradient": cuda.cost_gradient_kernel}
-            self._kernels[key] = (cuda.pack_kernel(self.real) if kind == "pack" else makers[kind](self.system, grid) if cost is None
-                                  else with_cost[kind](self.system, cost, grid))
+            self._kernels[key] = (for_all[kind](self.real) if kind in for_all else with_cost[kind](self.system, cost, grid)
+                                  if kind in with_cost else makers[kind](self.system, grid))
         return self._kernels[key]
 
-    def forward(self, flat: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, weights: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor) -> Tensor:
         """Return the states, shape [B, H + 1, nx].
 
         Args:
-            flat: Weights as ``mlp.lay_out`` orders them, shape [members, weights].
+            weights: As ``mlp.lay_out`` orders them, shape [members, weights].
             constants: Shape [members, nc].
             parameters: Shape [B, np].
             initial: Shape [B, nx].
             actions: Shape [B, H, nu].
         """
         states = initial.new_empty(initial.shape[0], actions.shape[1] + 1, initial.shape[1])
-        self._plan_of(actions, flat).run("forward", **_at(flat=flat, constants=constants, parameters=parameters, initial=initial,
-                                                          actions=actions, states=states))
+        self._plan_of(actions, weights).run("forward", **_at(weights=weights, constants=constants, parameters=parameters, initial=initial,
+                                                             actions=actions, states=states))
         return states
 
-    def reverse(self, flat: Tensor, constants: Tensor, parameters: Tensor, actions: Tensor, states: Tensor, grad_states: Tensor, *,
+    def reverse(self, weights: Tensor, constants: Tensor, parameters: Tensor, actions: Tensor, states: Tensor, grad_states: Tensor, *,
                 learn: bool) -> Gradients:
         """Take gradients of the states, shape [B, H + 1, nx], back to everything."""
-        initial, by_actions, by_parameters = torch.empty_like(states[:, 0]), torch.empty_like(actions), torch.empty_like(parameters)
-        weights = self._plan_of(actions, flat).run("reverse", learn=learn, **_at(
-            flat=flat, constants=constants, parameters=parameters, actions=actions, states=states, grad_states=grad_states,
-            grad_initial=initial, grad_actions=by_actions, grad_parameters=by_parameters))
-        return Gradients(initial, by_actions, by_parameters, weights)
+        found = Gradients(torch.empty_like(states[:, 0]), torch.empty_like(actions), torch.empty_like(parameters),
+                          torch.empty_like(weights) if learn else None)
+        self._plan_of(actions, weights).run("reverse", learn=learn, **_at(
+            weights=weights, constants=constants, parameters=parameters, actions=actions, states=states, grad_states=grad_states),
+            **_at_gradients(found))
+        return found
 
-    def cost(self, cost: Cost, flat: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor,
+    def cost(self, cost: Cost, weights: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor,
              references: Tensor) -> Tensor:
         """Return each world's cost, shape [B]; references have shape [B, H + 1, nr], or [H + 1, nr] for all worlds."""
         costs = initial.new_empty(initial.shape[0])
-        self._plan_of(actions, flat).run("cost", cost=cost, reference_stride=_stride(references), **_at(
-            flat=flat, constants=constants, parameters=parameters, initial=initial, actions=actions, references=references, costs=costs))
+        self._plan_of(actions, weights).run("cost", cost=cost, **_of(references), **_at(
+            weights=weights, constants=constants, parameters=parameters, initial=initial, actions=actions, costs=costs))
         return costs
 
-    def cost_gradient(self, cost: Cost, flat: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor,
+    def cost_gradient(self, cost: Cost, weights: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor,
                       references: Tensor, seeds: Tensor | None = None, *, learn: bool = False) -> tuple[Tensor, Gradients]:
         """Return each world's cost, and the gradients of ``Σ seeds · costs``; seeds are one unless given, shape [B]."""
-        costs, by_initial = initial.new_empty(initial.shape[0]), torch.empty_like(initial)
-        states = initial.new_empty(initial.shape[0], actions.shape[1] + 1, initial.shape[1])
-        by_actions, by_parameters = torch.empty_like(actions), torch.empty_like(parameters)
-        weights = self._plan_of(actions, flat).run("cost_gradient", cost=cost, learn=learn, reference_stride=_stride(references), **_at(
-            flat=flat, constants=constants, parameters=parameters, initial=initial, actions=actions, states=states, references=references,
-            costs=costs, grad_initial=by_initial, grad_actions=by_actions, grad_parameters=by_parameters,
-            **({} if seeds is None else {"seeds": seeds})))
-        return costs, Gradients(by_initial, by_actions, by_parameters, weights)
+        costs = initial.new_empty(initial.shape[0])
+        found = Gradients(torch.empty_like(initial), torch.empty_like(actions), torch.empty_like(parameters),
+                          torch.empty_like(weights) if learn else None)
+        self._plan_of(actions, weights).run("cost_gradient", cost=cost, learn=learn, **_of(references), **_at(
+            weights=weights, constants=constants, parameters=parameters, initial=initial, actions=actions, costs=costs),
+            **({} if seeds is None else _at(seeds=seeds)), **_at_gradients(found))
+        return costs, found
 
-    def linearise(self, flat: Tensor, constants: Tensor, parameters: Tensor, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def linearise(self, weights: Tensor, constants: Tensor, parameters: Tensor, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return A, shape [B, H, nx, nx], and B, shape [B, H, nx, nu], along states [B, H + 1, nx]."""
         batch, horizon, nu = actions.shape
         nx = states.shape[-1]
         A, B = states.new_empty(batch, horizon, nx, nx), states.new_empty(batch, horizon, nx, nu)
-        self._plan_of(actions, flat).run("linearise", **_at(flat=flat, constants=constants, parameters=parameters, states=states,
-                                                            actions=actions, A=A, B=B))
+        self._plan_of(actions, weights).run("linearise", **_at(weights=weights, constants=constants, parameters=parameters, states=states,
+                                                               actions=actions, A=A, B=B))
         return A, B
 
-    def _plan_of(self, actions: Tensor, flat: Tensor) -> Plan:
-        return self.plan(actions.shape[0], actions.shape[1], flat.shape[0])
+    def _plan_of(self, actions: Tensor, weights: Tensor) -> Plan:
+        return self.plan(actions.shape[0], actions.shape[1], weights.shape[0])
 
 
 def _at(**tensors: Tensor) -> dict[str, int]:
@@ -347,8 +369,13 @@ def _at(**tensors: Tensor) -> dict[str, int]:
     return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
 
-def _stride(references: Tensor) -> int:
-    return 0 if references.ndim == 2 else references.stride(0)
+def _at_gradients(found: Gradients) -> dict[str, int]:
+    return _at(**{f"grad_{n}": x for n, x in found._asdict().items() if x is not None})
+
+
+def _of(references: Tensor) -> dict[str, int]:
+    return {**_at(references=references), "reference_stride": 0 if references.ndim == 2 else references.stride(0),
+            "reference_rows": references.shape[-2]}
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -59,7 +59,7 @@ def forward_kernel(system: System, schedule: Schedule) -> Kernel:
 
 def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that takes gradients back."""
-    return _kernel(schedule, _model_text(system, schedule) + _BACK + _LEARN, """
+    return _kernel(schedule, _model_text(system, schedule) + _BACK, """
     static void block(long long* a, long index, R* scratch, int worker) {
         Block b(a, index);
         const long chunk = a[F_chunk], size = a[F_row];
@@ -120,7 +120,7 @@ def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
 
 def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
     """Return the kernel that writes each world's cost and the gradients of ``Σ seeds · costs``."""
-    return _kernel(schedule, _model_text(system, schedule) + _BACK + _LEARN + cost_text(cost, system), """
+    return _kernel(schedule, _model_text(system, schedule) + _BACK + cost_text(cost, system), """
     // scratch: rows and deltas of a chunk, states of a chunk, and a checkpoint at the start of every chunk
     static void block(long long* a, long index, R* scratch, int worker) {
         Block b(a, index);
@@ -332,9 +332,6 @@ _BACK = """
         for (int i = 0; i < a[F_n_inputs]; ++i) gz[i] = get(deltas, inputs[i]);
         d_features(x, u, p, b.c, gz, gx, gu, gp);
     }
-"""
-
-_LEARN = """
     static inline void learn(const long long* a, const Block& b, const R* rows, const R* deltas, long steps, int worker) {
         if (!a[F_learn]) return;
         R* gradients = (R*)a[F_gradients] + (worker * a[F_members] + b.first / a[F_member_worlds]) * a[F_gradient_size];

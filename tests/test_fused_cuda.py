@@ -2,64 +2,210 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+import warp as wp
 from problems import random_actions, random_states, randomise, residual, system
+from quadrotor_problem import quadrotor, random_flight
 
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.fused_cuda import flat_of, gather, thread_rollout
 from residual_mbrl.fused_model import prepare
-from residual_mbrl.residuals import Unstructured
+from residual_mbrl.kernels import cuda_launch
+from residual_mbrl.kernels.cuda import Grid
+from residual_mbrl.kernels.system import Cost
 from residual_mbrl.rollouts import linearise, rollout
 
 
-def model(name, kinds=("unstructured",), hidden=None, **options):
-    baseline = system(name, **{"integrator": "semi_implicit", **options})
-    residuals = [randomise(residual(k, baseline), scale=0.5, seed=i) for i, k in enumerate(kinds)]
-    return ResidualDynamics(baseline, residuals)
+def model(name, kinds=("unstructured",), seed=0):
+    baseline = quadrotor() if name == "quadrotor" else system(name, integrator="semi_implicit")
+    return ResidualDynamics(baseline, [randomise(residual(k, baseline), scale=0.5, seed=seed + i) for i, k in enumerate(kinds)])
 
 
-def inputs(dynamics, batch, horizon, device="cpu"):
-    x = random_states(dynamics.baseline, batch).to(device) / 3
-    return x, random_actions(dynamics.baseline, batch, horizon).to(device)
+def inputs(dynamics, batch, horizon):
+    if dynamics.space.quaternions:
+        x, u = random_flight(batch)[:2]
+        return x, u.unsqueeze(1).expand(-1, horizon, -1)
+    return random_states(dynamics.baseline, batch) / 3, random_actions(dynamics.baseline, batch, horizon)
 
 
-def threads(dynamics, x, u, p=None):
-    """Whatever the device, by the kernels of a GPU."""
-    ready = prepare(dynamics, x.cpu(), u.cpu(), {n: v.cpu() for n, v in (p or {}).items()})
-    return thread_rollout(dynamics, ready, x, u, p or {})
+def values(dynamics, batch):
+    """A value of each parameter for each world."""
+    return {n: v * (1 + 0.01 * torch.arange(batch, dtype=torch.float64)) for n, v in dynamics.values.items()}
+
+
+def threads(dynamics, x, u, p):
+    """Roll out with the kernels of a GPU, wherever the tensors are."""
+    return thread_rollout(dynamics, prepare(dynamics, x.cpu(), u.cpu(), {n: v.cpu() for n, v in p.items()}), x, u, p)
 
 
 def relative(found, exact):
     return float((found.double().cpu() - exact.cpu()).norm() / exact.norm().clamp_min(1e-12))
 
 
-def gradients(run, dynamics, x, u, p, dtype):
-    x, u, p = x.to(dtype).requires_grad_(), u.to(dtype).requires_grad_(), {n: v.to(dtype).requires_grad_() for n, v in p.items()}
+def gradients(run, dynamics, x, u, p):
+    """States, and the gradients of a random weighting of them by everything."""
+    x, u, p = x.clone().requires_grad_(), u.clone().requires_grad_(), {n: v.clone().requires_grad_() for n, v in p.items()}
     states = run(dynamics, x, u, p)
     by = torch.randn(states.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(states)
     wanted = {"state": x, "actions": u, **p, **dict(dynamics.named_parameters())}
-    return states.detach(), dict(zip(wanted, torch.autograd.grad((states * by).sum(), list(wanted.values()), allow_unused=True), strict=True))
+    found = torch.autograd.grad((states * by).sum(), list(wanted.values()), allow_unused=True)
+    return states.detach(), dict(zip(wanted, found, strict=True))
 
 
-def assert_agrees(dynamics, batch, horizon, device="cpu", dtype=torch.float32):
-    x, u = inputs(dynamics, batch, horizon)
-    p = {n: v * (1 + 0.01 * torch.arange(batch, dtype=torch.float64)) for n, v in dynamics.values.items()}
-    exact, by_exact = gradients(rollout, dynamics, x, u, p, torch.float64)
-    on = {n: v.to(device) for n, v in p.items()}
-    found, by_found = gradients(threads, dynamics.to(device), x.to(device), u.to(device), on, dtype)
-    small = dtype == torch.float64
-    assert relative(found, exact) < (1e-12 if small else 1e-5)
+def assert_agrees(dynamics, x, u, device="cpu", dtype=torch.float32):
+    """Within 1e-5 in values and 1e-4 in each gradient of float64 torch; in float64 to rounding."""
+    p = values(dynamics, x.shape[0])
+    exact, by_exact = gradients(rollout, dynamics, x, u, p)
+    found, by_found = gradients(threads, dynamics.to(device), x.to(device, dtype), u.to(device, dtype),
+                                {n: v.to(device, dtype) for n, v in p.items()})
+    double = dtype == torch.float64
+    assert relative(found, exact) < (1e-12 if double else 1e-5)
     for name, expected in by_exact.items():
         if expected is not None:
-            assert relative(by_found[name], expected) < (1e-10 if small else 1e-4), name
+            assert relative(by_found[name], expected) < (1e-10 if double else 1e-4), name
 
 
 @pytest.mark.parametrize(("name", "kinds", "batch", "horizon", "dtype"), [
     ("cartpole", ("unstructured",), 37, 19, torch.float32),
     ("double_pendulum", ("conservative", "dissipative"), 5, 9, torch.float32),
     ("pendulum", (), 3, 8, torch.float64),
+    ("quadrotor", (), 2, 5, torch.float32),
 ])
 def test_threads_compute_what_torch_does(name, kinds, batch, horizon, dtype):
     """States and every gradient, with lanes and rows left over, with and without networks."""
-    assert_agrees(model(name, kinds), batch, horizon, dtype=dtype)
+    dynamics = model(name, kinds)
+    assert_agrees(dynamics, *inputs(dynamics, batch, horizon), dtype=dtype)
+
+
+def test_members_have_weights_of_their_own():
+    """As many groups of worlds as members, none of them full; weights' gradients stay apart."""
+    dynamics = ensemble([model("cartpole", seed=s) for s in (0, 5)])
+    x = random_states(dynamics.baseline, 2, 33) / 3
+    u = random_actions(dynamics.baseline, 2, 33, 6)
+    exact, by_exact = gradients(rollout, dynamics, x, u, {})
+    found, by_found = gradients(threads, dynamics, x.float(), u.float(), {})
+    assert relative(found, exact) < 1e-5
+    for name, expected in by_exact.items():
+        assert relative(by_found[name], expected) < 1e-4, name
+
+
+def test_a_block_takes_several_groups_in_turn(monkeypatch):
+    """A batch larger than the blocks in flight, whose scratch the groups share."""
+    monkeypatch.setattr(cuda_launch, "GROUPS", 2)
+    dynamics = model("cartpole")
+    for w in dynamics.parameters():
+        w.requires_grad_(False)
+    x, u = inputs(dynamics, 5 * cuda_launch.WIDE + 3, 4)
+    x.requires_grad_()
+    exact = rollout(dynamics, x, u)
+    found = threads(dynamics, x.float(), u.float(), {})
+    by_exact, by_found = (torch.autograd.grad(s.square().sum(), x)[0] for s in (exact, found))
+    assert relative(found.detach(), exact.detach()) < 1e-5
+    assert relative(by_found, by_exact) < 1e-4
+
+
+def running(x, u, r):
+    return r[0] * (x[0] - r[1]) * (x[0] - r[1]) + x[1] * x[1] * 0.3 + 0.1 * u[0] * u[0]
+
+
+def terminal(x, r):
+    return r[0] * x[0] * x[0] + x[2] * x[3]
+
+
+COST = Cost(running=running, terminal=terminal, nr=2, key="test")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_costs_and_their_gradients_are_those_of_torch(shared):
+    """References for all worlds or for each, seeds, and the weights' gradients, over more than one chunk."""
+    dynamics = model("cartpole")
+    batch, horizon = 34, 11
+    x, u = inputs(dynamics, batch, horizon)
+    r = torch.rand(*(() if shared else (batch,)), horizon + 1, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    seeds = torch.rand(batch, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x.requires_grad_()
+    u.requires_grad_()
+    states, every = rollout(dynamics, x, u), r.expand(batch, -1, -1)
+    s, e, a, b = states[:, :-1].unbind(-1), states[:, -1].unbind(-1), every[:, :-1].unbind(-1), every[:, -1].unbind(-1)
+    costs = running(s, u.unbind(-1), a).sum(-1) + terminal(e, b)
+    by_x, by_u, *by_weights = torch.autograd.grad((costs * seeds).sum(), [x, u, *dynamics.parameters()])
+    engine, args = flattened(dynamics, x.detach(), u.detach())
+    alone = engine.cost(COST, *args, r.float())
+    found, by = engine.cost_gradient(COST, *args, r.float(), seeds.float(), learn=True)
+    assert torch.equal(alone, found)
+    assert relative(found, costs.detach()) < 1e-5
+    assert relative(by.initial, by_x) < 1e-4
+    assert relative(by.actions, by_u) < 1e-4
+    weights = [w for form in prepare(dynamics, x, u, {}).forms for w in form.weights()]
+    order = [next(i for i, p in enumerate(dynamics.parameters()) if p is w) for w in weights]
+    assert relative(by.weights[0], torch.cat([by_weights[i].flatten() for i in order])) < 1e-4
+
+
+def flattened(dynamics, x, u):
+    """The engine of a model and its inputs in float32, as all of its kernels take them."""
+    i = gather(dynamics, prepare(dynamics, x.float().cpu(), u.float().cpu(), {}), x.float(), u.float(), {})
+    return i.engine, (flat_of(i.weights, 1, i.state), i.constants, i.parameters.contiguous(), i.state, i.actions)
+
+
+def test_linearisation_is_that_of_torch():
+    """Jacobians of every step of every world."""
+    dynamics = model("double_pendulum", ("conservative", "unstructured"))
+    x, u = inputs(dynamics, 5, 7)
+    states = rollout(dynamics, x, u).detach()
+    engine, (flat, constants, parameters, _, actions) = flattened(dynamics, x, u)
+    A, B = engine.linearise(flat, constants, parameters, states.float(), actions)
+    with torch.no_grad():
+        exact = linearise(dynamics, states, u)
+    assert relative(A, exact.A) < 1e-5
+    assert relative(B, exact.B) < 1e-5
+
+
+def test_running_out_of_memory_says_how_much_was_missing(monkeypatch):
+    """Together with the shape that needed it."""
+    dynamics = model("cartpole")
+    x, u = inputs(dynamics, 3, 4)
+    engine, args = flattened(dynamics, x, u)
+
+    def none_left(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "zeros", none_left)
+    with pytest.raises(MemoryError, match=r"fused rollout of 3 worlds over 4 steps needs 0\.\d\d GiB of scratch more on cpu"):
+        engine.forward(*args)
+
+
+def test_tensors_that_are_not_contiguous_are_refused():
+    """A kernel would read other numbers."""
+    dynamics = model("cartpole")
+    x, u = inputs(dynamics, 3, 4)
+    engine, (flat, constants, parameters, state, actions) = flattened(dynamics, x, u)
+    with pytest.raises(ValueError, match=r"initial must be contiguous, received strides \(8, 2\) of shape \(3, 4\)"):
+        engine.forward(flat, constants, parameters, torch.cat([state, state], -1)[:, ::2], actions)
+
+
+@cache
+def engine_of(name):
+    dynamics = model(name, () if name == "quadrotor" else ("unstructured",))
+    return flattened(dynamics, *inputs(dynamics, 1, 1))[0]
+
+
+COMPILED = [*(("cartpole", k, a) for a in (80, 90)
+              for k in ("forward", "reverse", "cost", "cost_gradient", "linearise", "pack", "hand_over")),
+            *(("double_pendulum", k, 90) for k in ("forward", "reverse", "linearise")),
+            ("quadrotor", "forward", 90), ("quadrotor", "reverse", 90),
+            pytest.param("quadrotor", "linearise", 90, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("name", "kind", "architecture"), COMPILED)
+def test_kernels_compile_for_gpus(name, kind, architecture, tmp_path):
+    """To machine code, with the compiler that comes with Warp; no device is needed."""
+    wp.init()
+    if architecture not in wp.get_cuda_supported_archs():
+        pytest.skip(f"this build of Warp cannot compile for sm_{architecture}")
+    kernel = engine_of(name).kernel(kind, Grid("float", 128, cuda_launch.CHUNK), COST if "cost" in kind else None)
+    (path,) = kernel.compile_for(architecture, tmp_path)
+    assert path.suffix == ".cubin"
+    assert path.read_bytes()[:4] == b"\x7fELF"
