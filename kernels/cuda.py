@@ -93,7 +93,7 @@ def cost_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel:
 
 def reverse_kernel(system: System, grid: Grid) -> ThreadKernel:
     """Return the kernel that takes gradients of states back over the steps from ``begin`` to ``end``."""
-    return _kernel(grid, _model_text(system, grid) + _inlined(_BACK), _reverse(
+    return _kernel(grid, _model_text(system, grid) + inlined(_BACK), _reverse(
         "",
         "add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + b.H) * NX, 0, 1, gx);",
         "add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + t) * NX, 0, 1, gx);"))
@@ -101,7 +101,7 @@ def reverse_kernel(system: System, grid: Grid) -> ThreadKernel:
 
 def cost_gradient_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel:
     """Return the kernel that takes ``Σ seeds · costs`` back over the steps from ``begin`` to ``end`` of stored states."""
-    return _kernel(grid, _model_text(system, grid) + _inlined(_BACK) + cost_text(cost, system), _reverse(
+    return _kernel(grid, _model_text(system, grid) + inlined(_BACK) + cost_text(cost, system), _reverse(
         "T r[NR]; const T seed = a[F_seeds] ? ((const R*)a[F_seeds])[b.first] : (R)1;",
         """load_n(NX, (const R*)a[F_states] + (b.first * (b.H + 1) + b.H) * NX, 0, 1, x);
            b.load_reference(b.H, NR, r); d_terminal(x, r, &seed, gx);""",
@@ -110,7 +110,7 @@ def cost_gradient_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel
 
 def linearise_kernel(system: System, grid: Grid) -> ThreadKernel:
     """Return the kernel that writes A = ∂x'/∂x and B = ∂x'/∂u of every step, one step a thread."""
-    return _kernel(grid, _model_text(system, grid) + jacobian_text(system) + _inlined(_LINEAR), """
+    return _kernel(grid, _model_text(system, grid) + jacobian_text(system) + inlined(_LINEAR), """
     static void item(long long* a, long index, R* row, R* deltas) {
         const Steps b(a, index);
         const long world = index / b.H;
@@ -196,24 +196,29 @@ def _reverse(first: str, last: str, each: str) -> str:
     """
 
 
-def _kernel(grid: Grid, members: str, item: str) -> ThreadKernel:
-    """Put a kernel together: types and functions, what a thread does for a world or step, and which ones it takes."""
-    return ThreadKernel(f"""
+def struct_text(grid: Grid, *members: str) -> str:
+    """Return a struct K with the types, the memory and the members of one world a thread."""
+    return f"""
 struct K {{
     typedef {grid.real} R;
     enum {{ {", ".join(f"F_{n}" for n in FIELDS)} }};
+    enum {{ {", ".join(f"L_{n}" for n in TABLE)}, L_COLUMNS, N_IN = L_inputs, N_OUT = L_outputs }};
     enum {{ WORLDS = 1, BLOCK = 1, LANES = {grid.lanes}, ROWS = {grid.rows}, STRIDE = LANES * ROWS }};
-    {_scalar_math(grid.real)}{_MEMORY}{members}{item}{_THREAD}
+    {_scalar_math(grid.real)}{_MEMORY}{" ".join(members)}
 }};
-K::run(a, thread);
-""")
+"""
+
+
+def _kernel(grid: Grid, members: str, item: str) -> ThreadKernel:
+    """Put a kernel together: types and functions, what a thread does for a world or step, and which ones it takes."""
+    return ThreadKernel(f"{struct_text(grid, members, item, _THREAD)}K::run(a, thread);")
 
 
 def _model_text(system: System, grid: Grid) -> str:
-    return layers_text(grid) + system_text(system) + _inlined(_MODEL)
+    return layers_text(grid) + system_text(system) + inlined(_MODEL)
 
 
-def _inlined(text: str) -> str:
+def inlined(text: str) -> str:
     """Return a text of the CPU whose functions may be inlined: arrays that are passed to a call leave a GPU's registers."""
     return text.replace("static __attribute__((noinline))", "static inline")
 
@@ -248,12 +253,7 @@ def layers_text(grid: Grid) -> str:
         return f"{{ {weights} {first} for (int i = 0; i < n; ++i) {{ const T x = X[i * STRIDE]; {loads} {sums} }} {last} }}"
 
     return f"""
-    enum {{ {", ".join(f"L_{n}" for n in TABLE)}, L_COLUMNS, N_IN = L_inputs, N_OUT = L_outputs }};
     struct alignas({4 * REALS[grid.real]}) Four {{ R a, b, c, d; }};  // one load
-    static inline void put(R* row, int slot, T value) {{ row[slot * STRIDE] = value; }}
-    static inline T get(const R* row, int slot) {{ return row[slot * STRIDE]; }}
-    // torch's matrix products take units and deltas up
-    static inline void layer_accumulate(const int*, const R*, const R*, long, int, R*) {{}}
     // segments are padded to eight slots
     static void product(const R* W, const R* bias, int n, int m, const R* X, R* Y) {{
         int j = 0;
@@ -277,6 +277,10 @@ def layers_text(grid: Grid) -> str:
 
 
 _MEMORY = """
+    static inline void put(R* row, int slot, T value) { row[slot * STRIDE] = value; }
+    static inline T get(const R* row, int slot) { return row[slot * STRIDE]; }
+    // weights' gradients are matrix products outside
+    static inline void layer_accumulate(const int*, const R*, const R*, long, int, R*) {}
     static inline void load_n(int n, const R* from, long, int, T* to) { for (int i = 0; i < n; ++i) to[i] = from[i]; }
     static inline void store_n(int n, R* to, long, int, const T* from) { for (int i = 0; i < n; ++i) to[i] = from[i]; }
     static inline void add_n(int n, const R* from, long, int, T* to) { for (int i = 0; i < n; ++i) to[i] += from[i]; }

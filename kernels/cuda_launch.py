@@ -24,9 +24,10 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from residual_mbrl.kernels import cuda
+from residual_mbrl.kernels import cuda, cuda_tiles
 from residual_mbrl.kernels.cuda import FIELDS, PLACES, Grid, ThreadKernel
-from residual_mbrl.kernels.mlp import lay_out
+from residual_mbrl.kernels.cuda_tiles import TileKernel
+from residual_mbrl.kernels.mlp import Network, lay_out
 from residual_mbrl.kernels.system import Cost, System
 
 DTYPES = {"float": torch.float32, "double": torch.float64}
@@ -65,13 +66,18 @@ class Program:
 
     def launch(self, kernel: ThreadKernel, row: int, threads: int, lanes: int) -> None:
         """Add a kernel with a row of the table."""
-        address = self.table.data_ptr() + row * self.table.stride(0) * self.table.element_size()
+        self.issue.append(lambda: kernel.launch(self._row(row), threads, lanes, str(self.device), self._stream()))
 
-        def issue() -> None:
-            stream = wp.stream_from_torch(torch.cuda.current_stream(self.device)) if self.device.type == "cuda" else None
-            kernel.launch(address, threads, lanes, str(self.device), stream)
+    def launch_tiles(self, kernel: TileKernel, inputs: Sequence[Tensor | int], groups: int) -> None:
+        """Add a kernel of tiles with the first row of the table and what follows it."""
+        arrays = [wp.from_torch(x) if isinstance(x, Tensor) else x for x in inputs]
+        self.issue.append(lambda: kernel.launch([self._row(0), *arrays], groups, str(self.device), self._stream()))
 
-        self.issue.append(issue)
+    def _row(self, row: int) -> int:
+        return self.table.data_ptr() + row * self.table.stride(0) * self.table.element_size()
+
+    def _stream(self) -> wp.Stream | None:
+        return wp.stream_from_torch(torch.cuda.current_stream(self.device)) if self.device.type == "cuda" else None
 
     def run(self, **addresses: int) -> None:
         """Run with these entries in every row: at once the first time, which loads modules, then captured, then replayed.
@@ -115,8 +121,8 @@ class Program:
 class Plan:
     """Everything that one shape of a rollout needs on one stream: layout, scratch, packed weights, and its programs."""
 
-    def __init__(self, engine: ThreadEngine, *, batch: int, horizon: int, members: int) -> None:
-        self.engine, self.batch, self.horizon, self.members = engine, batch, horizon, members
+    def __init__(self, engine: ThreadEngine, *, batch: int, horizon: int, members: int, schedule: str) -> None:
+        self.engine, self.batch, self.horizon, self.members, self.schedule = engine, batch, horizon, members, schedule
         self.device, self.dtype = engine.device, DTYPES[engine.real]
         self.lock = Lock()
         self.lanes = WIDE if batch // members >= WIDE * _multiprocessors(self.device) else WARP
@@ -153,7 +159,8 @@ class Plan:
         key = kind, None if cost is None else cost.key, learn
         with self.lock:
             if key not in self._programs:
-                self._programs[key] = self._program(kind, cost, learn)
+                tiled = self.schedule == "tiles" and kind in ("forward", "reverse")
+                self._programs[key] = self._tiled_program(kind, learn) if tiled else self._program(kind, cost, learn)
             self._programs[key].run(flat=weights, **addresses)
 
     def _program(self, kind: str, cost: Cost | None, learn: bool) -> Program:
@@ -204,11 +211,36 @@ class Plan:
                 program.launch(self.engine.kernel("hand_over", self.grid(1)), len(table) - 1, products.weights.numel(), WIDE)
         return program
 
+    def _tiled_program(self, kind: str, learn: bool) -> Program:
+        """Put together: weights are copied to where the graph knows them, then one kernel of tiles goes there or back."""
+        worlds = min(self.lanes, cuda_tiles.WORLDS)
+        grid = Grid(self.engine.real, worlds, 1)
+        shares = self._shares(False, grid)
+        groups = shares["groups"]
+        flat = self._zeros(self.members, self.engine.weights)
+        rows = self._zeros(groups * 2 * self.network.slots, worlds)
+        order = torch.arange(self.engine.weights, dtype=torch.int32, device=self.device)
+        by_parameters, by_group = self._zeros(self.batch, self.engine.system.np), self._zeros(groups, self.engine.weights)
+        by_weights = self._zeros(self.members, self.engine.weights)
+        self._memory += [flat, rows, order, by_parameters, by_group, by_weights]
+        program = Program(self.device, [{
+            **self._shared, **shares, "scratch": rows.data_ptr(), "scratch_size": rows.numel() // groups, "weights": flat.data_ptr(),
+            "packed_size": self.engine.weights, "index": order.data_ptr(), "grad_parameters": by_parameters.data_ptr(),
+            "gradients": by_weights.data_ptr()}])
+        program.launch(self.engine.kernel("pack", grid), 0, flat.numel(), WIDE)
+        kernel = self.engine.tile_kernel(kind, self.network, worlds)
+        inputs = [flat, rows, self.horizon, shares["item_groups"]]
+        program.launch_tiles(kernel, [*inputs, by_group] if kind == "reverse" else inputs, groups)
+        if learn:
+            program.issue.append(lambda: torch.sum(by_group.reshape(self.members, -1, self.engine.weights), 1, out=by_weights))
+            program.launch(self.engine.kernel("hand_over", grid), 0, by_weights.numel(), WIDE)
+        return program
+
     def _shares(self, by_step: bool, grid: Grid) -> dict[str, int]:
         items = self.batch // self.members * (self.horizon if by_step else 1)
         item_groups = -(-items // grid.lanes)
         groups = self.members * item_groups
-        launched = groups if grid.rows > 1 else min(groups, GROUPS)
+        launched = groups if grid.rows > 1 else min(groups, GROUPS)  # kept rows are each group's own
         return {"items": items, "member_blocks": items, "item_groups": item_groups, "groups": groups,
                 "threads_launched": launched * grid.lanes}
 
@@ -268,10 +300,19 @@ class ThreadEngine:
         squashed: For each whether a tanh follows its outputs.
         real: "float" or "double".
         device: A CUDA device, or the CPU for tests.
+        schedule: "threads", or "tiles" for sweeps of one network with two hidden layers.
+
+    Raises:
+        ValueError: if the schedule does not fit the networks.
     """
 
     def __init__(self, system: System, networks: Sequence[Sequence[int]], squashed: Sequence[bool] = (), real: str = "float",
-                 device: torch.device | str = "cuda") -> None:
+                 device: torch.device | str = "cuda", schedule: str = "threads") -> None:
+        if schedule not in ("threads", "tiles") or (schedule == "tiles" and not cuda_tiles.fits(networks)):
+            raise ValueError(f"schedule must be 'threads', or 'tiles' for one network with two hidden layers, received {schedule!r} for "
+                             f"networks of sizes {list(networks)}")
+        wp.init()  # streams and tensors of torch can be converted only then
+        self.schedule = schedule
         self.system, self.networks, self.squashed, self.real = system, tuple(tuple(n) for n in networks), tuple(squashed), real
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:
@@ -279,6 +320,7 @@ class ThreadEngine:
         self.weights = sum(n * m + m for sizes in self.networks for n, m in pairwise(sizes))
         self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
         self._kernels: dict[tuple[str, Grid, object], ThreadKernel] = {}
+        self._tile_kernels: dict[tuple[str, int], TileKernel] = {}
         self._lock = Lock()
 
     def plan(self, batch: int, horizon: int, members: int = 1) -> Plan:
@@ -287,7 +329,7 @@ class ThreadEngine:
         key = (batch, horizon, members, stream)
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = Plan(self, batch=batch, horizon=horizon, members=members)
+                self._plans[key] = Plan(self, batch=batch, horizon=horizon, members=members, schedule=self.schedule)
                 while len(self._plans) > SHAPES:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
@@ -303,6 +345,14 @@ class ThreadEngine:
             self._kernels[key] = (for_all[kind](self.real) if kind in for_all else with_cost[kind](self.system, cost, grid)
                                   if kind in with_cost else makers[kind](self.system, grid))
         return self._kernels[key]
+
+    def tile_kernel(self, kind: str, network: Network, worlds: int) -> TileKernel:
+        """Return a kernel of tiles, built when it is first asked for."""
+        if (kind, worlds) not in self._tile_kernels:
+            tiles = cuda_tiles.tiles_of(network, self.networks[0], any(self.squashed), self.real, worlds)
+            maker = {"forward": cuda_tiles.forward_kernel, "reverse": cuda_tiles.reverse_kernel}[kind]
+            self._tile_kernels[kind, worlds] = maker(self.system, tiles)
+        return self._tile_kernels[kind, worlds]
 
     def forward(self, weights: Tensor, constants: Tensor, parameters: Tensor, initial: Tensor, actions: Tensor) -> Tensor:
         """Return the states, shape [B, H + 1, nx].

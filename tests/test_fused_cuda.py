@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 import warp as wp
-from problems import random_actions, random_states, randomise, residual, system
+from problems import MOVING, random_actions, random_states, randomise, residual, system
 from quadrotor_problem import quadrotor, random_flight
 
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
@@ -15,7 +15,9 @@ from residual_mbrl.fused_cuda import flat_of, gather, thread_rollout
 from residual_mbrl.fused_model import prepare
 from residual_mbrl.kernels import cuda_launch
 from residual_mbrl.kernels.cuda import Grid
+from residual_mbrl.kernels.cuda_launch import ThreadEngine
 from residual_mbrl.kernels.system import Cost
+from residual_mbrl.residuals import Unstructured
 from residual_mbrl.rollouts import linearise, rollout
 
 
@@ -161,6 +163,30 @@ def test_linearisation_is_that_of_torch():
         exact = linearise(dynamics, states, u)
     assert relative(A, exact.A) < 1e-5
     assert relative(B, exact.B) < 1e-5
+
+
+def test_tiles_compute_what_threads_do():
+    """Sweeps there and back with every gradient, two groups of worlds with a remainder, widths that fill no register."""
+    baseline = system("cartpole", integrator="semi_implicit")
+    force = randomise(Unstructured(nv=2, features=MOVING, sizes=[2, 2], bound=1.0, hidden=(12, 10)), scale=0.3)
+    dynamics = ResidualDynamics(baseline, [force])
+    x, u = inputs(dynamics, 37, 6)
+    by_threads, args = flattened(dynamics, x, u)
+    by_tiles = ThreadEngine(by_threads.system, by_threads.networks, by_threads.squashed, device="cpu", schedule="tiles")
+    weights, constants, parameters, _, actions = args
+    states, expected = by_tiles.forward(*args), by_threads.forward(*args)
+    assert relative(states, expected.double()) < 1e-6
+    by = torch.randn(states.shape, generator=torch.Generator().manual_seed(3))
+    found, exact = (e.reverse(weights, constants, parameters, actions, expected, by, learn=True) for e in (by_tiles, by_threads))
+    for a, b in zip(found, exact, strict=True):
+        assert relative(a, b.double()) < 1e-5
+
+
+def test_tiles_of_other_networks_are_refused():
+    """With what would fit."""
+    engine = engine_of("cartpole")
+    with pytest.raises(ValueError, match=r"one network with two hidden layers, received 'tiles' for networks of sizes \[\(.*, 8, 2\)\]"):
+        ThreadEngine(engine.system, engine.networks, engine.squashed, device="cpu", schedule="tiles")
 
 
 def test_running_out_of_memory_says_how_much_was_missing(monkeypatch):
