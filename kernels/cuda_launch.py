@@ -213,7 +213,7 @@ class Plan:
 
     def _tiled_program(self, kind: str, learn: bool) -> Program:
         """Put together: weights are copied to where the graph knows them, then one kernel of tiles goes there or back."""
-        worlds = min(self.lanes, cuda_tiles.WORLDS)
+        worlds = min(self.lanes, cuda_tiles.WORLDS[kind])
         grid = Grid(self.engine.real, worlds, 1)
         shares = self._shares(False, grid)
         groups = shares["groups"]

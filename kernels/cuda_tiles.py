@@ -27,8 +27,8 @@ from residual_mbrl.kernels.system import System, system_text
 
 THREADS = 128
 """Threads of a block."""
-WORLDS = 64
-"""Worlds of a block at most: units, deltas and weight gradients of 64 x 64 layers then take about 110 KiB of shared memory."""
+WORLDS = {"forward": 64, "reverse": 32}
+"""Worlds of a block at most: with 64 x 64 layers 84 and 102 KiB of shared memory, of which an sm_90 multiprocessor has 228."""
 REALS = {"float": wp.float32, "double": wp.float64}
 
 
