@@ -25,8 +25,10 @@ from residual_mbrl.kernels.system import Cost, System
 
 KEPT_BYTES = 16 * 2**20
 """Units of the forward sweep are kept for the reverse one up to this size, about what the caches hold; beyond, they are computed again."""
-CHUNK_BYTES = 320 * 2**10
-"""Units, and deltas, of so many steps stay in the second cache until the weight gradients take them up."""
+CHUNK_BYTES = 640 * 2**10
+"""Units of so many steps stay in the second cache until the reverse sweep has used them."""
+SPAN = 32
+"""Steps whose deltas the weight gradients take up at once."""
 WIDE_WORLDS = 4
 """Batches up to this size run with a layer's units in the lanes, larger ones with worlds."""
 PIECES = 8
@@ -37,6 +39,9 @@ SHAPES = 32
 """Shapes whose launches are remembered."""
 MULTIPLY_ADDS = 5e10
 """A core's multiply-adds a second, about, for the estimate."""
+
+
+FLAT, STATUS, THREADS, REGION = (PLACES[n] for n in ("flat", "status", "threads", "region"))
 
 
 class Kept:
@@ -69,7 +74,7 @@ class Plan:
         self._memory: list[np.ndarray] = []
         self._pool: deque[np.ndarray] = deque()
         self.row = (network.slots + (64 if schedule.wide else 4)) * (1 if schedule.wide else schedule.lanes)
-        self.chunk = max(1, min(horizon, CHUNK_BYTES // (self.row * self.bytes)))
+        self.chunk = min(horizon, max(1, CHUNK_BYTES // (self.row * self.bytes * SPAN)) * SPAN)
         self.blocks = members * -(-(batch // members) // schedule.worlds)
         self.keeps = self.blocks * horizon * self.row * self.bytes <= KEPT_BYTES
         self._packed = aligned_zeros(members, max(len(network.packing), 16), dtype=self.real)
@@ -77,7 +82,7 @@ class Plan:
         self._index = _kept_ints(network.packing)
         self._shared = {
             "batch": batch, "horizon": horizon, "members": members, "member_worlds": batch // members, "row": self.row,
-            "chunk": self.chunk, "packed_size": self._packed.shape[1], "flat_size": len(network.gathering), "nets": len(network.layers),
+            "chunk": self.chunk, "span": min(SPAN, horizon), "packed_size": self._packed.shape[1], "flat_size": len(network.gathering), "nets": len(network.layers),
             "n_inputs": len(network.inputs), "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
         for name, values in (("layers", network.layers), ("inputs", network.inputs), ("outputs", network.outputs),
                              ("squashed", network.squashed), ("spans", network.spans), ("gathering", network.gathering)):
@@ -92,8 +97,8 @@ class Plan:
         return Kept(self._pool, array)
 
     def run(self, kind: str, kernel: Callable[[], Kernel], *, weights: int, version: int, key: object = None, learn: bool = False,
-            **addresses: int) -> None:
-        """Run a kernel on arrays at these addresses.
+            **addresses: int) -> int:
+        """Run a kernel on arrays at these addresses; return its status, see ``rollout.CHANGED``.
 
         Args:
             kind: "forward", "reverse", "cost", "cost_gradient" or "linearise".
@@ -107,20 +112,25 @@ class Plan:
         with self.lock:
             if (kind, key) not in self._tables:
                 self._prepare(kind, key, kernel())
-            self._packed_from(weights, version)
+            if version != self._version:
+                self._packed_from(weights, version)
             values = self._templates[kind, key].copy()
+            values[FLAT] = weights
             for name, value in addresses.items():
                 values[PLACES[name]] = value
             if learn and len(self.network.gathering):
                 values[PLACES["learn"]] = 1
                 self._gradients[:] = 0.0
                 values[PLACES["gradients"]] = _address(self._gradients)
-            _launch(self._tables[kind, key], values)
+            call = self._tables[kind, key]
+            _launch(call, values)
+            return call.table[STATUS]  # type: ignore[no-any-return]
 
     def _prepare(self, kind: str, key: object, kernel: Kernel) -> None:
         threads, blocks, member_blocks = self._shares(kind)
-        schedule, chunk = self.schedule, self.chunk if kind in ("reverse", "cost_gradient") else 1
-        size = (2 if kind in ("reverse", "cost_gradient", "linearise") else 1) * chunk * self.row
+        schedule, chunk = self.schedule, self.chunk
+        rows = {"reverse": chunk + min(SPAN, self.horizon), "cost_gradient": chunk + min(SPAN, self.horizon), "linearise": 2}.get(kind, 1)
+        size = rows * self.row
         if kind == "cost_gradient":
             size += (chunk + -(-self.horizon // chunk)) * self._engine.system.nx * schedule.world_lanes
         size = -(-size // 16) * 16
@@ -148,10 +158,10 @@ class Plan:
         return self._gradient_memory
 
     def _packed_from(self, weights: int, version: int) -> None:
-        if version != self._version and len(self.network.packing):
+        if len(self.network.packing):
             self._pack([weights, _address(self._index), _address(self._packed), self._packed.shape[1], len(self.network.gathering),
                         self.members])
-            self._version = version
+        self._version = version
 
     def _hold(self, array: np.ndarray) -> int:
         self._memory.append(array)
@@ -205,7 +215,7 @@ class Engine:
 
     def kernel(self, kind: str, schedule: Schedule, cost: Cost | None = None) -> Kernel:
         """Return a kernel, built when it is first asked for."""
-        key = (kind, schedule.name, cost)
+        key = (kind, schedule.name, None if cost is None else cost.key)
         if key not in self._kernels:
             makers = {"forward": rollout.forward_kernel, "reverse": rollout.reverse_kernel, "linearise": rollout.linearise_kernel}
             with_cost = {"cost": rollout.cost_kernel, "cost_gradient": rollout.cost_gradient_kernel}
@@ -227,8 +237,8 @@ def units_wide(real: str) -> Schedule:
 
 def _launch(call: Any, values: list[int]) -> None:
     """Run a kernel in torch's threads, or in threads of our own where torch has no such library."""
-    threads = values[PLACES["threads"]]
-    if threads == 1 or values[PLACES["region"]]:
+    threads = values[THREADS]
+    if threads == 1 or values[REGION]:
         call(values)
         return
     values[PLACES["finish"]] = 0

@@ -61,11 +61,13 @@ class Cost:
         running: ``running(x, u, r) -> float``.
         terminal: ``terminal(x, r) -> float``.
         nr: Entries of r, at least 1.
+        key: Tells this cost from others: equal keys share compiled code.
     """
 
     running: Function
     terminal: Function
     nr: int
+    key: object
 
 
 def system_text(system: System) -> str:
