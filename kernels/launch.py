@@ -6,12 +6,13 @@ torch's own threads, so that a core that others use holds up little; see ``nativ
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from residual_mbrl.kernels import rollout
 from residual_mbrl.kernels.lanes import lane_count
 from residual_mbrl.kernels.mlp import Network, Schedule, lay_out
-from residual_mbrl.kernels.native import REALS, Kernel, parallel_region
+from residual_mbrl.kernels.native import REALS, Call, Kernel, parallel_region
 from residual_mbrl.kernels.rollout import FIELDS, PLACES
 from residual_mbrl.kernels.system import Cost, System
 
@@ -31,8 +32,13 @@ SPAN = 32
 """Steps whose deltas the weight gradients take up at once."""
 WIDE_WORLDS = 4
 """Batches up to this size run with a layer's units in the lanes, larger ones with worlds."""
-PIECES = 8
-"""Pieces of a batch for each thread."""
+PIECES = 2
+"""Pieces of a batch for each thread. Each has weight gradients of its own, which are summed in order: the result does not depend on
+which thread took which piece, and is repeatable to the last bit."""
+PATIENCE = 1.2
+"""Threads must finish within this fraction of a single one's time, or the next launches of that kind go without them for a while."""
+LONGEST_PAUSE = 256
+"""Launches at most until threads are tried again."""
 THREAD_WORK = 60e-6
 """Estimated seconds of a sweep below which a second thread costs more than it gives."""
 SHAPES = 32
@@ -41,7 +47,7 @@ MULTIPLY_ADDS = 5e10
 """A core's multiply-adds a second, about, for the estimate."""
 
 
-FLAT, STATUS, THREADS, REGION = (PLACES[n] for n in ("flat", "status", "threads", "region"))
+FLAT, STATUS, THREADS, REGION, FINISH = (PLACES[n] for n in ("flat", "status", "threads", "region", "finish"))
 
 
 class Kept:
@@ -70,6 +76,7 @@ class Plan:
         self.lock = Lock()
         self._engine, self._workers, self._version = engine, workers, -1
         self._tables: dict[object, Any] = {}
+        self._paces: defaultdict[object, _Pace] = defaultdict(_Pace)
         self._templates: dict[object, list[int]] = {}
         self._memory: list[np.ndarray] = []
         self._pool: deque[np.ndarray] = deque()
@@ -123,7 +130,10 @@ class Plan:
                 self._gradients[:] = 0.0
                 values[PLACES["gradients"]] = _address(self._gradients)
             call = self._tables[kind, key]
-            _launch(call, values)
+            if values[THREADS] == 1:
+                call(values)
+            else:
+                self._paces[kind, key].launch(call, values)
             return call.table[STATUS]  # type: ignore[no-any-return]
 
     def _prepare(self, kind: str, key: object, kernel: Kernel) -> None:
@@ -136,7 +146,7 @@ class Plan:
         size = -(-size // 16) * 16
         scratch = aligned_zeros(threads, size, dtype=self.real)
         given = {**self._shared, "threads": threads, "blocks": blocks, "member_blocks": member_blocks, "scratch_size": size,
-                 "piece": max(1, blocks // (threads * PIECES)) if threads > 1 else blocks, "scratch": self._hold(scratch),
+                 "piece": -(-blocks // (threads * PIECES)) if threads > 1 else blocks, "scratch": self._hold(scratch),
                  "gradient_size": self._gradients.shape[-1] if kind in ("reverse", "cost_gradient") else 0, "region": parallel_region()}
         self._templates[kind, key] = [given.get(n, 0) for n in FIELDS]
         self._tables[kind, key] = kernel.table()
@@ -153,8 +163,8 @@ class Plan:
     @property
     def _gradients(self) -> np.ndarray:
         if not hasattr(self, "_gradient_memory"):
-            threads = max(self._shares("reverse")[0], 1)
-            self._gradient_memory = aligned_zeros(threads, self.members, max(self.network.gradients, 16), dtype=self.real)
+            threads = self._shares("reverse")[0]
+            self._gradient_memory = aligned_zeros(threads * PIECES if threads > 1 else 1, self.members, max(self.network.gradients, 16), dtype=self.real)
         return self._gradient_memory
 
     def _packed_from(self, weights: int, version: int) -> None:
@@ -235,17 +245,44 @@ def units_wide(real: str) -> Schedule:
     return Schedule("units", 1, real, 64 // REALS[real])
 
 
-def _launch(call: Any, values: list[int]) -> None:
-    """Run a kernel in torch's threads, or in threads of our own where torch has no such library."""
-    threads = values[THREADS]
-    if threads == 1 or values[REGION]:
-        call(values)
-        return
-    values[PLACES["finish"]] = 0
+class _Pace:
+    """Decides launch by launch whether threads pay.
+
+    On idle cores they do. Where other processes want the cores too, a parallel region waits for a scheduler's turn, milliseconds for
+    a launch that takes one thread less than one; then a launch goes on in the calling thread alone, and threads are tried again later.
+    """
+
+    def __init__(self) -> None:
+        self._pause = 0
+        self._seconds = float("inf")
+        self._left = 2  # the first launch of all is slow for other reasons
+
+    def launch(self, call: Call, values: list[int]) -> None:
+        threads = values[THREADS]
+        begin = perf_counter()
+        if self._left:
+            self._left -= 1
+            values[REGION] = 0
+            call(values)
+            self._seconds = min(self._seconds, perf_counter() - begin)
+            return
+        if values[REGION]:
+            call(values)
+        else:
+            _launch_in_own_threads(call, values, threads)
+        if perf_counter() - begin > PATIENCE * self._seconds:
+            self._pause = self._left = min(2 * self._pause + 4, LONGEST_PAUSE)
+        else:
+            self._pause = 0
+
+
+def _launch_in_own_threads(call: Call, values: list[int], threads: int) -> None:
+    """Run a kernel where torch has no threads that it could lend."""
+    values[FINISH] = 0
     call.fill(values)
     for other in [_threads().submit(call.launch) for _ in range(threads)]:
         other.result()
-    values[PLACES["finish"]], values[PLACES["next"]] = 1, values[PLACES["blocks"]]
+    values[FINISH], values[PLACES["next"]], values[STATUS] = 1, values[PLACES["blocks"]], call.table[STATUS]
     call(values)
 
 

@@ -42,7 +42,7 @@ CHANGED, BAD_STATE, BAD_ACTION = 1, 2, 4
 def forward_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that writes states."""
     return _kernel(schedule, _model_text(system, schedule), """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         T x[NX], u[NU], p[NP];
         b.load_parameters(p);
@@ -67,7 +67,7 @@ def forward_kernel(system: System, schedule: Schedule) -> Kernel:
 def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that takes gradients back."""
     return _kernel(schedule, _model_text(system, schedule) + _BACK, """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         const long chunk = a[F_chunk], size = a[F_row];
         R* deltas = scratch;
@@ -90,7 +90,7 @@ def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
                 for (int i = 0; i < NU; ++i) gu[i] = (T)(0);
                 step_back(a, b, rows + (t - begin) * size, deltas + (t - begin) % a[F_span] * size, x, u, p, gx, gu, gp);
                 store_n(NU, (R*)a[F_grad_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, gu);
-                learn(a, b, rows, deltas, t - begin, end - begin, worker);
+                learn(a, b, rows, deltas, t - begin, end - begin, piece);
             }
             end = begin;
         }
@@ -105,7 +105,7 @@ def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
 def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
     """Return the kernel that writes each world's cost."""
     return _kernel(schedule, _model_text(system, schedule) + cost_text(cost, system), """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         T x[NX], u[NU], p[NP], r[NR], total = (T)(0), now;
         b.load_parameters(p);
@@ -135,7 +135,7 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
     """Return the kernel that writes each world's cost and the gradients of ``Σ seeds · costs``."""
     return _kernel(schedule, _model_text(system, schedule) + _BACK + cost_text(cost, system), """
     // scratch: deltas of a span, rows and states of a chunk, and a checkpoint at the start of every chunk
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         const long chunk = a[F_chunk], size = a[F_row];
         R* deltas = scratch;
@@ -186,7 +186,7 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
                 b.load_reference(t, NR, r);
                 d_running(at, u, r, &seed, gx, gu);
                 store_n(NU, (R*)a[F_grad_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, gu);
-                learn(a, b, rows, deltas, t - begin, end - begin, worker);
+                learn(a, b, rows, deltas, t - begin, end - begin, piece);
             }
         }
         store_n(NX, (R*)a[F_grad_initial] + b.first * NX, NX, b.count, gx);
@@ -199,7 +199,7 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
 def linearise_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that writes A = ∂x'/∂x and B = ∂x'/∂u of every step; a block is some steps that follow each other."""
     return _kernel(schedule, _model_text(system, schedule) + jacobian_text(system) + _LINEAR, """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Steps b(a, index);
         T x[NX], u[NU], p[NP];
         for (int k = 0; k < WORLDS; ++k) {
@@ -393,10 +393,10 @@ _BACK = """
     }
     // takes a span's deltas up when its first step is reached; step counts from the start of the rows
     static __attribute__((noinline)) void learn(const long long* a, const Block& b, const R* rows, const R* deltas, long step, long steps,
-                                                int worker) {
+                                                long piece) {
         if (!a[F_learn] || step % a[F_span]) return;
         const long count = steps - step < a[F_span] ? steps - step : a[F_span];
-        R* gradients = (R*)a[F_gradients] + (worker * a[F_members] + b.first / a[F_member_worlds]) * a[F_gradient_size];
+        R* gradients = (R*)a[F_gradients] + (piece * a[F_members] + b.first / a[F_member_worlds]) * a[F_gradient_size];
         const int* l = (const int*)a[F_layers];
         for (int k = 0; k < a[F_nets]; ++k, l += L_COLUMNS)
             layer_accumulate(l, rows + step * a[F_row], deltas, a[F_row], count, gradients);
@@ -407,7 +407,7 @@ _BACK = """
         for (long m = 0; m < a[F_members]; ++m)
             for (long i = 0; i < a[F_flat_size]; ++i) {
                 R sum = 0;
-                for (long w = 0; w < a[F_threads]; ++w)
+                for (long w = 0; w * a[F_piece] < a[F_blocks]; ++w)
                     sum += ((const R*)a[F_gradients])[(w * a[F_members] + m) * a[F_gradient_size] + index[i]];
                 ((R*)a[F_grad_weights])[m * a[F_flat_size] + i] = sum;
             }
@@ -460,7 +460,7 @@ _WORK = """
             const long first = __atomic_fetch_add(&a[F_next], a[F_piece], __ATOMIC_RELAXED);
             if (first >= a[F_blocks]) return;
             const long end = first + a[F_piece] < a[F_blocks] ? first + a[F_piece] : a[F_blocks];
-            for (long i = first; i < end; ++i) block(a, i, scratch, worker);
+            for (long i = first; i < end; ++i) block(a, i, scratch, first / a[F_piece]);
         }
     }
     // whether the weights as they are now, entries (address, numbers of a member, bytes of a number), are those that were packed
