@@ -1,0 +1,152 @@
+"""Audit of the gradients of a rollout: against differences, step by step and as a whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from residual_mbrl.audit_inputs import MovedStep, Trial, tangent_names
+from residual_mbrl.audit_result import Finding, FindingKind, GradientAudit
+from residual_mbrl.difference_quotients import Comparison, Verdict
+from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.rollout_audit import audit_rollout
+from residual_mbrl.rollouts import Backend, rollout
+from residual_mbrl.sensitivity import Sensitivity, measure_sensitivity
+from residual_mbrl.step_audit import audit_steps
+from residual_mbrl.weight_audit import Method, audit_weights
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
+"""Relative error allowed by default: float32 gradients differ by about 1e-3 where terms cancel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """How to audit.
+
+    Args:
+        seed: Seed of the random directions.
+        directions: Random directions of the whole rollout and of each tensor of weights.
+        step: Coarser step of the differences, relative to the typical size of each input (1 SI unit for states, the root mean
+            square for actions where that is more, ``Parameter.scale``); the finer one is a quarter of it. Take about 1e-2 for a
+            simulator that computes in float32.
+        tolerance: Relative error allowed; None takes 1e-4 in float64 and 1e-2 in float32.
+        explosion: Growth of small changes, relative to that of a median step, from which on a gradient explodes.
+        backend: What computes the gradient under audit, as in ``rollout``; differences are always taken in torch.
+    """
+
+    seed: int = 0
+    directions: int = 4
+    step: float = 1e-5
+    tolerance: float | None = None
+    explosion: float = 1e4
+    backend: Backend = "torch"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        positive = {"directions": self.directions, "step": self.step, "explosion": self.explosion,
+                    **({} if self.tolerance is None else {"tolerance": self.tolerance})}
+        if not all(x > 0 for x in positive.values()):
+            raise ValueError(f"AuditOptions: expected positive numbers, received {positive}")
+
+
+def gradient_audit(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch nx"], actions: Float[Tensor, "*#batch horizon nu"],
+                   options: AuditOptions | None = None) -> GradientAudit:
+    """Compare the gradient of a rollout with differences, and say where it is zero, not finite, exploding or wrong.
+
+    Three comparisons, all of reverse mode in the dtype of ``state`` with difference quotients in float64:
+
+    - every entry of the Jacobian of every single step, by state (on the tangent space), action and free parameters;
+    - single steps by each tensor of trainable weights, along random directions;
+    - the whole rollout along random directions of first state, actions, parameters and weights.
+
+    The quotients are taken at two step sizes and from both sides. A derivative is right if it is the centred one or one of the
+    one-sided ones; where they disagree among themselves the function has a switch and nothing is judged. The relative error is
+    ``|received - expected| / (|expected| + 1e-3 largest of the output's row)``.
+
+    The model is never changed: copies are differentiated. With n = ndx + nu + parameters, T tensors of weights and D directions
+    the cost is ``4 n + 4 D T + 1`` steps and ``ndx + D`` reverse sweeps of one step for each step of each world, and ``D (13 + 4 T)``
+    rollouts with ``2 D`` reverse sweeps: a cart-pole with a residual over 50 steps takes about a second.
+
+    Args:
+        dynamics: The model; parameters have its own values.
+        state: First state, shape [*batch, nx], float64 or float32.
+        actions: Shape [*batch, H, nu].
+        options: How to audit.
+
+    Returns:
+        Findings with world, step, input and output, growth of small changes, and a horizon up to which gradients do not explode.
+
+    Raises:
+        ValueError: if a shape, dtype or number does not fit, as ``rollout`` says; if the backend is "fused" and cannot be.
+        ModelError: if the baseline was made without gradients.
+    """
+    options = options or AuditOptions()
+    if state.dtype not in TOLERANCE:
+        raise ValueError(f"gradient_audit: state must be float64 or float32, received {state.dtype}")
+    audited, reference = copy.deepcopy(dynamics), copy.deepcopy(dynamics).double()
+    with torch.no_grad():
+        rollout(audited, state, actions, backend=options.backend)  # refuses what does not fit
+        states = rollout(reference, state.double(), actions.double())
+    trial = Trial(states=states, actions=actions.double().expand(*states.shape[:-2], *actions.shape[-2:]),
+                  free=tuple(dynamics.baseline.parameters.free()))
+    method = Method(audited=audited, reference=reference, backend=options.backend, dtype=state.dtype, step=options.step,
+                    tolerance=options.tolerance or TOLERANCE[state.dtype], directions=options.directions)
+    generator = torch.Generator().manual_seed(options.seed)
+    with torch.enable_grad():
+        steps = audit_steps(MovedStep(audited, trial, backend=options.backend, dtype=state.dtype),
+                            MovedStep(reference, trial, backend="torch", dtype=torch.float64), trial, dynamics.space,
+                            step=options.step, tolerance=method.tolerance)
+        names = steps.outputs
+        sensitivity = measure_sensitivity(steps.trusted[..., : len(names), :].mT, trial.finite, names, options.explosion)
+        weights = audit_weights(method, trial, generator)
+        whole = audit_rollout(method, trial, steps, sensitivity, generator)
+    entries = [Comparison(*(x[trial.finite] for x in steps.comparison)), *weights.comparisons, *whole.comparisons]
+    findings = [*_lost_states(trial, names), *steps.findings(), *sensitivity.findings, *weights.findings,
+                *([] if weights.findings else whole.findings)]
+    return _result(findings, entries, sensitivity, method, trial)
+
+
+def _result(findings: Sequence[Finding], entries: Sequence[Comparison], sensitivity: Sensitivity, method: Method,
+            trial: Trial) -> GradientAudit:
+    verdict, error = (torch.cat([c[i].flatten() for c in entries]) for i in (0, 1))
+    judged = error[verdict != Verdict.SWITCH].nan_to_num(torch.inf, torch.inf)
+    known = [_explained(f, method, trial) for f in sorted(findings, key=lambda f: (f.world, f.step))]
+    batch, horizon, baseline = trial.actions.shape[:-2], trial.actions.shape[-2], method.audited.baseline
+    return GradientAudit(
+        findings=tuple(f for f in known if f.kind is not FindingKind.SWITCH),
+        switches=tuple(f for f in known if f.kind is FindingKind.SWITCH),
+        checks=len(verdict), undecided=len(verdict) - len(judged), worst_error=float(judged.max()) if len(judged) else 0.0,
+        growth=sensitivity.growth, horizon=sensitivity.horizon, rate=sensitivity.rate,
+        subject=f"{' + '.join([type(baseline).__name__, *(r.name for r in method.audited.corrections)])}, {batch.numel()} world(s), "
+                f"{horizon} steps, {method.backend} backend in {str(method.dtype).removeprefix('torch.')}")
+
+
+def _lost_states(trial: Trial, names: Sequence[str]) -> list[Finding]:
+    """Return, for each world whose state turns not finite, the step after which it does and the first entry."""
+    lost = ~trial.states.isfinite().all(-1)
+    found = []
+    for world in lost.any(-1).nonzero().tolist():
+        time = int(lost[tuple(world)].int().argmax())
+        entry = int((~trial.states[(*world, time)].isfinite()).int().argmax())
+        found.append(Finding(kind=FindingKind.NOT_FINITE, world=tuple(world), step=time - 1, steps=(time - 1,), input="",
+                             output=names[min(entry, len(names) - 1)], expected=0.0, received=float(trial.states[(*world, time, entry)]),
+                             error=float("inf"), note="the state itself"))
+    return found
+
+
+def _explained(finding: Finding, method: Method, trial: Trial) -> Finding:
+    """Return a finding with what the baseline knows: how it takes this derivative, and what is in contact."""
+    baseline, space = method.audited.baseline, method.audited.space
+    contacts: tuple[str, ...] = ()
+    if len(finding.world) == trial.actions.ndim - 2:
+        state = trial.states[(*finding.world, finding.step)][: baseline.space.nx]
+        contacts = baseline.describe_contacts(state) if state.isfinite().all() else ()
+    kind = "state" if finding.input in tangent_names(space) else "action" if finding.input in space.action else finding.input
+    named = kind in ("state", "action") or kind in baseline.parameters.names
+    own = f"{method.backend} backend" if method.backend != "torch" else baseline.gradient_method(kind) if named else ""
+    return replace(finding, contacts=contacts, method=own)

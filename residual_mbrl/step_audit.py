@@ -1,0 +1,101 @@
+"""Every single step of a rollout: its Jacobian by reverse mode beside differences, entry by entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from residual_mbrl.audit_inputs import MovedStep, Trial, tangent_names
+from residual_mbrl.audit_result import Finding, FindingKind
+from residual_mbrl.difference_quotients import FINER, ROUNDING, Comparison, Verdict, compare, quotients
+from residual_mbrl.spaces import StateSpace
+
+KINDS = {Verdict.NOT_FINITE: FindingKind.NOT_FINITE, Verdict.DEAD: FindingKind.DEAD, Verdict.WRONG: FindingKind.WRONG,
+         Verdict.SWITCH: FindingKind.SWITCH}
+FLOOR = 1e-3
+"""Entries below this share of the largest in their row are compared relative to it."""
+CANCELLED = 16
+"""Rounding errors of the largest entry that an entry may hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepAudit:
+    """Jacobians of all steps.
+
+    Args:
+        comparison: Derivatives of each output by each input, inputs in units of ``sizes``, shape [*batch, H, n, ndx].
+        sizes: Typical change of each input, shape [n].
+        inputs: Name of each.
+        outputs: Name of each output.
+        finite: Where there is a step at all, shape [*batch, H].
+    """
+
+    comparison: Comparison
+    sizes: Tensor
+    inputs: list[str]
+    outputs: list[str]
+    finite: Tensor
+
+    @property
+    def trusted(self) -> Float[Tensor, "*batch horizon n ndx"]:
+        """The derivative under audit, and the expected one where that has a defect."""
+        verdict, _, received, expected = self.comparison
+        return torch.where(verdict >= Verdict.WRONG, expected, received)
+
+    def findings(self) -> list[Finding]:
+        """Return a finding for each world, input and kind of verdict, defect or not; at its first step the gravest entry counts."""
+        verdict = torch.where(self.finite[..., None, None], self.comparison.verdict, int(Verdict.AGREES))
+        found = []
+        for defects in (True, False):
+            chosen = verdict >= Verdict.WRONG if defects else verdict == Verdict.SWITCH
+            places = chosen.any(-1).movedim(-2, -1)  # [*batch, n, H]
+            for *world, i in places.any(-1).nonzero().tolist():
+                steps = places[(*world, i)].nonzero().flatten().tolist()
+                found.append(self._finding(tuple(world), steps, i, chosen[(*world, steps[0], i)]))
+        return found
+
+    def _finding(self, world: tuple[int, ...], steps: list[int], i: int, chosen: Tensor) -> Finding:
+        verdict, error, received, expected = (x[(*world, steps[0], i)] for x in self.comparison)
+        graver = verdict + error.nan_to_num(0.0, 0.0).clamp_max(1e6) / 1e7
+        j = int(torch.where(chosen, graver, -1.0).argmax())
+        return Finding(kind=KINDS[Verdict(int(verdict[j]))], world=world, step=steps[0], steps=tuple(steps), input=self.inputs[i],
+                       output=self.outputs[j], expected=float(expected[j] / self.sizes[i]),
+                       received=float(received[j] / self.sizes[i]), error=float(error[j]))
+
+
+def audit_steps(audited: MovedStep, reference: MovedStep, trial: Trial, space: StateSpace, *, step: float, tolerance: float) -> StepAudit:
+    """Compare the Jacobian of each step with difference quotients.
+
+    Args:
+        audited: The step under audit.
+        reference: The same in float64, for differences.
+        trial: Where.
+        space: Of the state, memory included.
+        step: Coarser step of the differences, relative to the size of each input.
+        tolerance: Relative error allowed.
+    """
+    sizes = torch.cat([torch.ones(space.ndx, dtype=torch.float64), trial.action_sizes(), trial.parameter_sizes()])
+    batch = trial.actions.shape[:-1]
+    found = quotients(reference, torch.diag(sizes).expand(*batch, -1, -1), step)
+    received = reverse_jacobian(audited, batch, len(sizes), space.ndx) * sizes.unsqueeze(-1)
+    row = found.centred.abs().nan_to_num(0.0, 0.0).amax(-2, keepdim=True)
+    after = trial.states[..., 1:, None, :].abs().nan_to_num(1.0, 1.0).amax(-1, keepdim=True).clamp_min(1.0)
+    # a joint that friction holds: what reverse mode leaves of its row has cancelled, to rounding of the largest entries
+    rounding = ROUNDING * after * FINER / step + CANCELLED * torch.finfo(audited.dtype).eps * row.amax(-1, keepdim=True)
+    comparison = compare(received, found, tolerance=tolerance, size=FLOOR * row, rounding=rounding)
+    names = tangent_names(space)
+    return StepAudit(comparison=comparison, sizes=sizes, inputs=[*names, *space.action, *(p.name for p in trial.free)], outputs=names,
+                     finite=trial.finite)
+
+
+def reverse_jacobian(function: MovedStep, batch: torch.Size, inputs: int, outputs: int) -> Float[Tensor, "*batch n outputs"]:
+    """Return the derivative at no move, in float64, by one sweep of reverse mode an output; zero where nothing is differentiated."""
+    moves = torch.zeros(*batch, 1, inputs, dtype=torch.float64, requires_grad=True)
+    moved = function(moves)
+    if not moved.requires_grad:
+        return torch.zeros(*batch, inputs, outputs, dtype=torch.float64)
+    rows = [torch.autograd.grad(moved[..., j].sum(), moves, retain_graph=True, allow_unused=True)[0] for j in range(outputs)]
+    return torch.stack([moves.new_zeros(moves.shape) if row is None else row for row in rows], -1).squeeze(-3).detach()

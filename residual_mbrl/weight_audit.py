@@ -1,0 +1,183 @@
+"""The gradients of single steps by the residuals' weights, along random directions of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from residual_mbrl.audit_inputs import MovedStep, Trial
+from residual_mbrl.audit_result import Finding
+from residual_mbrl.difference_quotients import FINER, ROUNDING, Comparison, Quotients, Verdict, compare
+from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.rollouts import Backend
+from residual_mbrl.step_audit import FLOOR, KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How derivatives are taken and compared.
+
+    Args:
+        audited: The model whose gradient is audited.
+        reference: The same in float64.
+        backend: What computes the audited gradient.
+        dtype: In which precision.
+        step: Coarser step of the differences.
+        tolerance: Relative error allowed.
+        directions: Random directions.
+    """
+
+    audited: ResidualDynamics
+    reference: ResidualDynamics
+    backend: Backend
+    dtype: torch.dtype
+    step: float
+    tolerance: float
+    directions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightAudit:
+    """Comparisons of one scalar for each tensor of weights and direction, and findings for the tensors that fail."""
+
+    comparisons: list[Comparison]
+    findings: list[Finding]
+
+
+class _Samples:
+    """Single steps in a row, so that some of them can be taken: of all worlds, or, where weights carry members, of all members."""
+
+    def __init__(self, trial: Trial, reference: ResidualDynamics) -> None:
+        pairs = torch.stack([trial.states[..., :-1, :], trial.states[..., 1:, :]], -2)
+        one = trial.states[..., 0, :].flatten(0, -2)[:1]
+        with torch.no_grad():
+            self.has_members = reference.step(one, trial.actions[..., 0, :].flatten(0, -2)[:1]).shape != one.shape
+        actions, finite = trial.actions.unsqueeze(-2), trial.finite
+        self._horizon, self._batch = finite.shape[-1], finite.shape[:-1]
+        if self.has_members:
+            self.places = finite.flatten(0, -2).all(0).nonzero().flatten() if finite.ndim > 1 else finite.nonzero().flatten()
+        else:
+            pairs, actions = pairs.reshape(-1, *pairs.shape[-2:]), actions.reshape(-1, *actions.shape[-2:])
+            self.places = finite.flatten().nonzero().flatten()
+        self._all = replace(trial, states=pairs.index_select(-3, self.places), actions=actions.index_select(-3, self.places))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def part(self, start: int, stop: int) -> Trial:
+        """Return the samples from ``start`` to ``stop``, rollouts of one step."""
+        return replace(self._all, states=self._all.states[..., start:stop, :, :], actions=self._all.actions[..., start:stop, :, :])
+
+    def place(self, sample: int) -> tuple[tuple[int, ...], int]:
+        """Return world and step of a sample."""
+        place = int(self.places[sample])
+        if self.has_members:
+            return (), place
+        world, step = divmod(place, self._horizon)
+        return tuple(int(i) for i in torch.unravel_index(torch.tensor(world), self._batch)) if self._batch else (), step
+
+
+def audit_weights(method: Method, trial: Trial, generator: torch.Generator) -> WeightAudit:
+    """Compare the gradient of a random sum over all next states with differences, one tensor of weights and direction at a time.
+
+    Where one fails, halving the samples leads to the first world and step that does.
+    """
+    weights = trainable(method.reference)
+    if not weights:
+        return WeightAudit(comparisons=[], findings=[])
+    samples = _Samples(trial, method.reference)
+    comparisons: list[Comparison] = []
+    findings: dict[str, Finding] = {}
+    for _ in range(method.directions if len(samples) else 0):
+        directions = {n: random_direction(w, generator) for n, w in weights.items()}
+        seed = int(torch.randint(1 << 31, (), generator=generator))
+        for name, comparison in _compare(method, samples.part(0, len(samples)), directions, seed).items():
+            comparisons.append(comparison)
+            if int(comparison.verdict) >= Verdict.WRONG and name not in findings:
+                findings[name] = _locate(method, samples, name, directions[name], seed)
+    return WeightAudit(comparisons=comparisons, findings=list(findings.values()))
+
+
+def trainable(dynamics: ResidualDynamics) -> dict[str, nn.Parameter]:
+    """Return the weights that a fit would change, by name."""
+    return {n: w for n, w in dynamics.named_parameters() if w.requires_grad and w.numel()}
+
+
+def random_direction(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random direction of about unit length in float64."""
+    direction: Tensor = torch.randn(weight.shape, generator=generator, dtype=torch.float64) / weight.numel() ** 0.5
+    return direction
+
+
+@contextmanager
+def moved_weights(weights: dict[str, nn.Parameter], directions: dict[str, Tensor], size: float) -> Iterator[None]:
+    """Move weights along directions by some size, and put them back."""
+    kept = {n: weights[n].detach().clone() for n in directions}
+    with torch.no_grad():
+        for n, d in directions.items():
+            weights[n].add_(d, alpha=size)
+        try:
+            yield
+        finally:
+            for n, w in kept.items():
+                weights[n].copy_(w)
+
+
+def _compare(method: Method, trial: Trial, directions: dict[str, Tensor], seed: int) -> dict[str, Comparison]:
+    """Compare the derivative along one direction of each tensor, of one random sum that leaves out what is not smooth."""
+    reference = MovedStep(method.reference, trial, backend="torch", dtype=torch.float64)
+    found = {n: _quotients(method.reference, reference, trial, {n: d}, method.step) for n, d in directions.items()}
+    audited = MovedStep(method.audited, trial, backend=method.backend, dtype=method.dtype)
+    moved = audited(_still(method.audited, trial)).squeeze(-2)
+    rounding = ROUNDING * FINER / method.step * trial.states[..., 1:, :].abs().amax(-1, keepdim=True).clamp_min(1.0)
+    share = torch.randn(moved.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for q in found.values():
+        size = q.centred.abs()
+        steady = q.steady(method.tolerance * (size + FLOOR * size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + rounding)
+        share = torch.where(steady, share, 0.0)
+    own = trainable(method.audited)
+    received = torch.autograd.grad((moved * share).sum(), [own[n] for n in directions], allow_unused=True) if moved.requires_grad \
+        else [None] * len(directions)
+    result = {}
+    for (n, q), gradient in zip(found.items(), received, strict=True):
+        along = torch.zeros(1, dtype=torch.float64) if gradient is None else (gradient.double() * directions[n]).sum().reshape(1)
+        total = Quotients(*(x.sum().reshape(1) for x in q.projected(share)))
+        spread = torch.where(share != 0, q.centred * share, 0.0).square().sum().sqrt()
+        result[n] = compare(along, total, tolerance=method.tolerance, size=spread,
+                            rounding=(rounding * share.abs()).square().sum().sqrt())
+    return result
+
+
+def _quotients(dynamics: ResidualDynamics, step: MovedStep, trial: Trial, directions: dict[str, Tensor], size: float) -> Quotients:
+    weights, still, slopes = trainable(dynamics), _still(dynamics, trial), []
+    for h in (size / FINER, -size / FINER, size, -size):
+        with moved_weights(weights, directions, h):
+            slopes.append(step(still).squeeze(-2) / h)
+    return Quotients(*slopes)
+
+
+def _still(dynamics: ResidualDynamics, trial: Trial) -> Tensor:
+    n = dynamics.space.ndx + dynamics.space.nu + len(trial.free)
+    return torch.zeros(*trial.actions.shape[:-1], 1, n, dtype=torch.float64)
+
+
+def _locate(method: Method, samples: _Samples, name: str, direction: Tensor, seed: int) -> Finding:
+    """Return the finding at the first sample that fails by itself."""
+    def at(start: int, stop: int) -> Comparison:
+        return _compare(method, samples.part(start, stop), {name: direction}, seed)[name]
+
+    start, stop = 0, len(samples)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        start, stop = (start, middle) if int(at(start, middle).verdict) >= Verdict.WRONG else (middle, stop)
+    alone = at(start, stop)
+    if int(alone.verdict) < Verdict.WRONG:  # it takes many samples to tell
+        alone = at(0, len(samples))
+    world, step = samples.place(start)
+    kind = KINDS[Verdict(int(alone.verdict))]
+    return Finding(kind=kind, world=world, step=step, steps=(step,), input=name, output="", expected=float(alone.expected),
+                   received=float(alone.received), error=float(alone.error), note="along a random direction")
