@@ -186,6 +186,14 @@ class MujocoSimulator(Baseline):
             return "centred differences"
         return "exact adjoint" if self.inexact is None else f"centred differences ({self.inexact})"
 
+    def solved_to_rounding(self) -> MujocoSimulator:
+        """Return the same model with the constraint solver's tolerance at zero: what the exact adjoint is the derivative of."""
+        other = copy.copy(self)
+        other.model = copy.copy(self.model)
+        option = other.model.opt
+        option.tolerance, option.iterations, option.ls_iterations = 0.0, max(100, option.iterations), max(50, option.ls_iterations)
+        return other
+
     def describe_contacts(self, state: Float[Tensor, " nx"]) -> tuple[str, ...]:
         """Return the pairs of geoms in contact, "floor/box", and the joints at a limit, in the model as it is without parameters."""
         return name_contacts(self.model, state.detach().cpu().double().numpy())

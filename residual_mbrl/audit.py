@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from residual_mbrl.audit_inputs import MovedStep, Trial, tangent_names
+from residual_mbrl.audit_inputs import Trial, tangent_names
+from residual_mbrl.audit_method import Method
 from residual_mbrl.audit_result import Finding, FindingKind, GradientAudit
 from residual_mbrl.difference_quotients import Comparison, Verdict
 from residual_mbrl.dynamics import ResidualDynamics
@@ -18,10 +19,12 @@ from residual_mbrl.rollout_audit import audit_rollout
 from residual_mbrl.rollouts import Backend, rollout
 from residual_mbrl.sensitivity import Sensitivity, measure_sensitivity
 from residual_mbrl.step_audit import audit_steps
-from residual_mbrl.weight_audit import Method, audit_weights
+from residual_mbrl.weight_audit import audit_weights
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Relative error allowed by default: float32 gradients differ by about 1e-3 where terms cancel."""
+STEP = {torch.float64: 1e-5, torch.float32: 1e-2}
+"""Step of the differences by default, by the precision that the simulator computes in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +35,24 @@ class AuditOptions:
         seed: Seed of the random directions.
         directions: Random directions of the whole rollout and of each tensor of weights.
         step: Coarser step of the differences, relative to the typical size of each input (1 SI unit for states, the root mean
-            square for actions where that is more, ``Parameter.scale``); the finer one is a quarter of it. Take about 1e-2 for a
-            simulator that computes in float32.
-        tolerance: Relative error allowed; None takes 1e-4 in float64 and 1e-2 in float32.
+            square for actions where that is more, ``Parameter.scale``); the finer one is a quarter of it. None takes 1e-5, and
+            1e-2 for a simulator that computes in float32 whatever it is given.
+        tolerance: Relative error allowed; None takes 1e-4, and 1e-2 where gradient or simulator are in float32.
         explosion: Growth of small changes, relative to that of a median step, from which on a gradient explodes.
         backend: What computes the gradient under audit, as in ``rollout``; differences are always taken in torch.
     """
 
     seed: int = 0
     directions: int = 4
-    step: float = 1e-5
+    step: float | None = None
     tolerance: float | None = None
     explosion: float = 1e4
     backend: Backend = "torch"
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        positive = {"directions": self.directions, "step": self.step, "explosion": self.explosion,
-                    **({} if self.tolerance is None else {"tolerance": self.tolerance})}
+        positive = {"directions": self.directions, "explosion": self.explosion,
+                    **{n: x for n, x in (("step", self.step), ("tolerance", self.tolerance)) if x is not None}}
         if not all(x > 0 for x in positive.values()):
             raise ValueError(f"AuditOptions: expected positive numbers, received {positive}")
 
@@ -94,13 +97,10 @@ def gradient_audit(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch nx"
         states = rollout(reference, state.double(), actions.double())
     trial = Trial(states=states, actions=actions.double().expand(*states.shape[:-2], *actions.shape[-2:]),
                   free=tuple(dynamics.baseline.parameters.free()))
-    method = Method(audited=audited, reference=reference, backend=options.backend, dtype=state.dtype, step=options.step,
-                    tolerance=options.tolerance or TOLERANCE[state.dtype], directions=options.directions)
+    method = _method(audited, reference, trial, options, state.dtype)
     generator = torch.Generator().manual_seed(options.seed)
     with torch.enable_grad():
-        steps = audit_steps(MovedStep(audited, trial, backend=options.backend, dtype=state.dtype),
-                            MovedStep(reference, trial, backend="torch", dtype=torch.float64), trial, dynamics.space,
-                            step=options.step, tolerance=method.tolerance)
+        steps = audit_steps(method, trial)
         names = steps.outputs
         sensitivity = measure_sensitivity(steps.trusted[..., : len(names), :].mT, trial.finite, names, options.explosion)
         weights = audit_weights(method, trial, generator)
@@ -109,6 +109,30 @@ def gradient_audit(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch nx"
     findings = [*_lost_states(trial, names), *steps.findings(), *sensitivity.findings, *weights.findings,
                 *([] if weights.findings else whole.findings)]
     return _result(findings, entries, sensitivity, method, trial)
+
+
+def _method(audited: ResidualDynamics, reference: ResidualDynamics, trial: Trial, options: AuditOptions, dtype: torch.dtype) -> Method:
+    """Return how to take derivatives; a solver that stops early is judged by where it stops, and by where it would get."""
+    exact = reference.baseline.solved_to_rounding()
+    references: tuple[ResidualDynamics, ...] = (reference,)
+    if exact is not reference.baseline:
+        solved = copy.deepcopy(reference)
+        solved.baseline = exact
+        references = (solved, reference)
+    precision = _precision(reference, trial)
+    coarser = torch.float32 if torch.float32 in (dtype, precision) else torch.float64
+    return Method(audited=audited, references=references, backend=options.backend, dtype=dtype, step=options.step or STEP[precision],
+                  tolerance=options.tolerance or TOLERANCE[coarser], directions=options.directions, unit=torch.finfo(precision).eps)
+
+
+def _precision(dynamics: ResidualDynamics, trial: Trial) -> torch.dtype:
+    """Return in which precision a model computes float64 steps: in float32 if states about the first ones lead to float32 numbers."""
+    generator = torch.Generator().manual_seed(0)
+    first, action = trial.states[..., 0, :], trial.actions[..., 0, :]
+    moves = 1e-3 * torch.randn(*first.shape[:-1], dynamics.space.ndx, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        after = dynamics.step(dynamics.space.integrate(first, moves), action)
+    return torch.float32 if torch.equal(after, after.float().double()) else torch.float64
 
 
 def _result(findings: Sequence[Finding], entries: Sequence[Comparison], sensitivity: Sensitivity, method: Method,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 FINER = 4.0
 """Ratio of the two step sizes."""
-ROUNDING = 16 * torch.finfo(torch.float64).eps
-"""Relative rounding of a step's result."""
+ROUNDING = 16
+"""Units of rounding that a step's result may be off."""
 SIDES = 4
 """Evaluations of a direction."""
 WORLDS = 1 << 13
@@ -69,6 +69,11 @@ class Comparison(NamedTuple):
     """Relative to the expected derivative."""
     received: Tensor
     expected: Tensor
+
+    def or_else(self, other: Comparison) -> Comparison:
+        """Return this comparison, and another one where this finds a derivative wrong and the other right."""
+        better = (self.verdict != Verdict.AGREES) & (other.verdict == Verdict.AGREES)
+        return Comparison(*(torch.where(better, b, a) for a, b in zip(self, other, strict=True)))
 
 
 def quotients(function: Callable[[Tensor], Tensor], directions: Float[Tensor, "*batch directions n"], step: float) -> Quotients:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from residual_mbrl.audit_inputs import MovedRollout, Trial
+from residual_mbrl.audit_method import FLOOR, KINDS, Method, against_any
 from residual_mbrl.audit_result import Finding, FindingKind
-from residual_mbrl.difference_quotients import FINER, ROUNDING, Comparison, Quotients, Verdict, compare, quotients
+from residual_mbrl.difference_quotients import Comparison, Quotients, Verdict, compare, quotients
+from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.sensitivity import Sensitivity
-from residual_mbrl.step_audit import KINDS, StepAudit
-from residual_mbrl.weight_audit import Method, moved_weights, random_direction, trainable
+from residual_mbrl.step_audit import StepAudit
+from residual_mbrl.weight_audit import random_direction, trainable, weight_quotients, weight_slopes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +61,13 @@ def audit_rollout(method: Method, trial: Trial, steps: StepAudit, sensitivity: S
         if direction is None:
             continue
         audited = MovedRollout(method.audited, direction.trial, backend=method.backend, dtype=method.dtype)
-        reference = MovedRollout(method.reference, direction.trial, backend="torch", dtype=torch.float64)
         gradient = _reverse(audited, direction)
-        comparison = _compare_inputs(method, reference, direction, gradient)
+        comparison = _compare_inputs(method, direction, gradient)
         comparisons.append(Comparison(*(x[direction.counts] for x in comparison)))
         for *world, group in ((comparison.verdict >= Verdict.WRONG) & (direction.counts & ~blamed)[..., None]).nonzero().tolist():
             if (tuple(world), group) not in findings:
                 findings[tuple(world), group] = _located(direction, gradient, steps, tuple(world), group)
-        for name, found in _compare_weights(method, audited, reference, direction, generator).items():
+        for name, found in _compare_weights(method, audited, direction, generator).items():
             comparisons.append(found)
             if int(found.verdict) >= Verdict.WRONG and not bool(blamed.any()) and ((), -1) not in findings:
                 findings[(), -1] = Finding(kind=KINDS[Verdict(int(found.verdict))], world=(), step=time, steps=(time,), input=name,
@@ -76,7 +77,7 @@ def audit_rollout(method: Method, trial: Trial, steps: StepAudit, sensitivity: S
 
 
 def _direction(trial: Trial, sensitivity: Sensitivity, time: int, method: Method, generator: torch.Generator) -> _Direction | None:
-    space, batch = method.reference.space, trial.actions.shape[:-2]
+    space, batch = method.audited.space, trial.actions.shape[:-2]
     counts = sensitivity.horizon > time
     if not bool(counts.any()):
         return None
@@ -96,7 +97,7 @@ def _direction(trial: Trial, sensitivity: Sensitivity, time: int, method: Method
     largest = cut.states.abs().amax((-1, -2)).clamp_min(1.0) * sensitivity.growth[..., : time + 1].amax(-1).clamp_min(1.0)
     largest = torch.where(counts, largest, 1.0)
     return _Direction(cut, counts, torch.where(counts.unsqueeze(-1), cotangent, 0.0), groups, moves, sizes,
-                      (ROUNDING * FINER / method.step * largest).unsqueeze(-1))
+                       (method.rounding * largest).unsqueeze(-1))
 
 
 def _reverse(audited: MovedRollout, direction: _Direction) -> Tensor:
@@ -107,48 +108,46 @@ def _reverse(audited: MovedRollout, direction: _Direction) -> Tensor:
     return (torch.zeros_like(moves) if gradient is None else gradient).squeeze(-2)
 
 
-def _compare_inputs(method: Method, reference: MovedRollout, direction: _Direction, gradient: Tensor) -> Comparison:
+def _compare_inputs(method: Method, direction: _Direction, gradient: Tensor) -> Comparison:
     """Compare along the move of each group; each of shape [*batch, groups]."""
     received = torch.where(direction.moves != 0, gradient.unsqueeze(-2) * direction.moves, 0.0).sum(-1, keepdim=True)
-    found = quotients(lambda moves: reference(moves)[..., -1, :], direction.moves, method.step)
-    return Comparison(*(x.squeeze(-1) for x in _compare(method, received, found, direction.cotangent.unsqueeze(-2), direction.rounding)))
+
+    def against(dynamics: ResidualDynamics) -> dict[str, Comparison]:
+        reference = MovedRollout(dynamics, direction.trial, backend="torch", dtype=torch.float64)
+        found = quotients(lambda moves: reference(moves)[..., -1, :], direction.moves, method.step)
+        return {"": _compare(method, received, found, direction.cotangent.unsqueeze(-2), direction.rounding.unsqueeze(-1))}
+
+    return Comparison(*(x.squeeze(-1) for x in against_any(method.references, against)[""]))
 
 
-def _compare_weights(method: Method, audited: MovedRollout, reference: MovedRollout, direction: _Direction,
-                     generator: torch.Generator) -> dict[str, Comparison]:
+def _compare_weights(method: Method, audited: MovedRollout, direction: _Direction, generator: torch.Generator) -> dict[str, Comparison]:
     """Compare along one random direction of each tensor of weights, summed over the worlds whose differences agree among themselves."""
-    weights, own = trainable(method.reference), trainable(method.audited)
-    moves = {n: random_direction(w, generator) for n, w in weights.items()}
-    if not weights:
+    moves = {n: random_direction(w, generator) for n, w in trainable(method.references[0]).items()}
+    if not moves:
         return {}
-    still, found = torch.zeros_like(direction.moves[..., :1, :]), {}
-    for n, move in moves.items():
-        slopes = []
-        for h in (method.step / FINER, -method.step / FINER, method.step, -method.step):
-            with moved_weights(weights, {n: move}, h):
-                slopes.append(reference(still)[..., 0, -1, :] / h)
-        found[n] = Quotients(*slopes)
-    share = direction.cotangent
-    for q in found.values():
-        size = (q.centred * share).abs().nan_to_num(0.0, 0.0)
-        share = torch.where(q.steady(method.tolerance * (q.centred.abs() + size.sum(-1, keepdim=True)) + direction.rounding), share, 0.0)
+    still = torch.zeros_like(direction.moves[..., :1, :])
     moved = audited(still)[..., 0, -1, :]
-    gradients = torch.autograd.grad((moved * share).sum(), [own[n] for n in found], allow_unused=True) if moved.requires_grad \
-        else [None] * len(found)
-    result = {}
-    for (n, q), gradient in zip(found.items(), gradients, strict=True):
-        along = torch.zeros(1, dtype=torch.float64) if gradient is None else (gradient.double() * moves[n]).sum().reshape(1)
-        result[n] = _compare(method, along, Quotients(*(x.reshape(1, -1) for x in q)), share.reshape(1, -1),
-                             direction.rounding.max().reshape(1))
-    return result
+
+    def against(dynamics: ResidualDynamics) -> dict[str, Comparison]:
+        reference, share = MovedRollout(dynamics, direction.trial, backend="torch", dtype=torch.float64), direction.cotangent
+        found = {n: weight_quotients(dynamics, lambda: reference(still)[..., 0, -1, :], {n: move}, method.step)
+                 for n, move in moves.items()}
+        for q in found.values():
+            size = q.centred.abs()
+            steady = q.steady(method.tolerance * (size + size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + direction.rounding)
+            share = torch.where(steady, share, 0.0)
+        slopes = weight_slopes(method.audited, (moved * share).sum(), moves)
+        return {n: _compare(method, slopes[n], Quotients(*(x.reshape(1, -1) for x in q)), share.reshape(1, -1),
+                            direction.rounding.max().reshape(1, 1)) for n, q in found.items()}
+
+    return {n: Comparison(*(x.squeeze(-1) for x in c)) for n, c in against_any(method.references, against).items()}
 
 
 def _compare(method: Method, received: Tensor, found: Quotients, share: Tensor, rounding: Tensor) -> Comparison:
     """Compare the derivative of a sum of outputs, ``share`` of each; errors are relative to the sum of absolute values."""
-    size = torch.where(share != 0, found.centred * share, 0.0).abs().nan_to_num(0.0, 0.0).sum(-1, keepdim=True)
-    comparison = compare(received.unsqueeze(-1) if received.ndim < size.ndim else received, found.projected(share),
-                         tolerance=method.tolerance, size=size, rounding=rounding.unsqueeze(-1) * share.abs().sum(-1, keepdim=True))
-    return comparison
+    whole = share.abs().sum(-1, keepdim=True)
+    size = torch.where(share != 0, found.centred * share, 0.0).abs().nan_to_num(0.0, 0.0).sum(-1, keepdim=True) + FLOOR * whole
+    return compare(received.reshape(size.shape), found.projected(share), tolerance=method.tolerance, size=size, rounding=rounding * whole)
 
 
 def _located(direction: _Direction, gradient: Tensor, steps: StepAudit, world: tuple[int, ...], group: int) -> Finding:

@@ -9,14 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from residual_mbrl.audit_inputs import MovedStep, Trial, tangent_names
-from residual_mbrl.audit_result import Finding, FindingKind
-from residual_mbrl.difference_quotients import FINER, ROUNDING, Comparison, Verdict, compare, quotients
-from residual_mbrl.spaces import StateSpace
+from residual_mbrl.audit_method import FLOOR, KINDS, Method, against_any
+from residual_mbrl.audit_result import Finding
+from residual_mbrl.difference_quotients import Comparison, Verdict, compare, quotients
+from residual_mbrl.dynamics import ResidualDynamics
 
-KINDS = {Verdict.NOT_FINITE: FindingKind.NOT_FINITE, Verdict.DEAD: FindingKind.DEAD, Verdict.WRONG: FindingKind.WRONG,
-         Verdict.SWITCH: FindingKind.SWITCH}
-FLOOR = 1e-3
-"""Entries below this share of the largest in their row are compared relative to it."""
 CANCELLED = 16
 """Rounding errors of the largest entry that an entry may hold."""
 
@@ -66,29 +63,25 @@ class StepAudit:
                        received=float(received[j] / self.sizes[i]), error=float(error[j]))
 
 
-def audit_steps(audited: MovedStep, reference: MovedStep, trial: Trial, space: StateSpace, *, step: float, tolerance: float) -> StepAudit:
-    """Compare the Jacobian of each step with difference quotients.
-
-    Args:
-        audited: The step under audit.
-        reference: The same in float64, for differences.
-        trial: Where.
-        space: Of the state, memory included.
-        step: Coarser step of the differences, relative to the size of each input.
-        tolerance: Relative error allowed.
-    """
+def audit_steps(method: Method, trial: Trial) -> StepAudit:
+    """Compare the Jacobian of each step with difference quotients."""
+    space, batch = method.audited.space, trial.actions.shape[:-1]
     sizes = torch.cat([torch.ones(space.ndx, dtype=torch.float64), trial.action_sizes(), trial.parameter_sizes()])
-    batch = trial.actions.shape[:-1]
-    found = quotients(reference, torch.diag(sizes).expand(*batch, -1, -1), step)
+    audited = MovedStep(method.audited, trial, backend=method.backend, dtype=method.dtype)
     received = reverse_jacobian(audited, batch, len(sizes), space.ndx) * sizes.unsqueeze(-1)
-    row = found.centred.abs().nan_to_num(0.0, 0.0).amax(-2, keepdim=True)
     after = trial.states[..., 1:, None, :].abs().nan_to_num(1.0, 1.0).amax(-1, keepdim=True).clamp_min(1.0)
-    # a joint that friction holds: what reverse mode leaves of its row has cancelled, to rounding of the largest entries
-    rounding = ROUNDING * after * FINER / step + CANCELLED * torch.finfo(audited.dtype).eps * row.amax(-1, keepdim=True)
-    comparison = compare(received, found, tolerance=tolerance, size=FLOOR * row, rounding=rounding)
+
+    def against(dynamics: ResidualDynamics) -> dict[str, Comparison]:
+        reference = MovedStep(dynamics, trial, backend="torch", dtype=torch.float64)
+        found = quotients(reference, torch.diag(sizes).expand(*batch, -1, -1), method.step)
+        row = found.centred.abs().nan_to_num(0.0, 0.0).amax(-2, keepdim=True)
+        # a joint that friction holds: what reverse mode leaves of its row has cancelled, to rounding of the largest entries
+        rounding = method.rounding * after + CANCELLED * torch.finfo(method.dtype).eps * row.amax(-1, keepdim=True)
+        return {"": compare(received, found, tolerance=method.tolerance, size=FLOOR * row, rounding=rounding)}
+
     names = tangent_names(space)
-    return StepAudit(comparison=comparison, sizes=sizes, inputs=[*names, *space.action, *(p.name for p in trial.free)], outputs=names,
-                     finite=trial.finite)
+    return StepAudit(comparison=against_any(method.references, against)[""], sizes=sizes, outputs=names, finite=trial.finite,
+                     inputs=[*names, *space.action, *(p.name for p in trial.free)])
 
 
 def reverse_jacobian(function: MovedStep, batch: torch.Size, inputs: int, outputs: int) -> Float[Tensor, "*batch n outputs"]:

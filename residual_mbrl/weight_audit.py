@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -10,34 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from residual_mbrl.audit_inputs import MovedStep, Trial
+from residual_mbrl.audit_method import FLOOR, KINDS, Method, against_any
 from residual_mbrl.audit_result import Finding
-from residual_mbrl.difference_quotients import FINER, ROUNDING, Comparison, Quotients, Verdict, compare
+from residual_mbrl.difference_quotients import FINER, Comparison, Quotients, Verdict, compare
 from residual_mbrl.dynamics import ResidualDynamics
-from residual_mbrl.rollouts import Backend
-from residual_mbrl.step_audit import FLOOR, KINDS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """How derivatives are taken and compared.
-
-    Args:
-        audited: The model whose gradient is audited.
-        reference: The same in float64.
-        backend: What computes the audited gradient.
-        dtype: In which precision.
-        step: Coarser step of the differences.
-        tolerance: Relative error allowed.
-        directions: Random directions.
-    """
-
-    audited: ResidualDynamics
-    reference: ResidualDynamics
-    backend: Backend
-    dtype: torch.dtype
-    step: float
-    tolerance: float
-    directions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +29,7 @@ class _Samples:
 
     def __init__(self, trial: Trial, reference: ResidualDynamics) -> None:
         pairs = torch.stack([trial.states[..., :-1, :], trial.states[..., 1:, :]], -2)
-        one = trial.states[..., 0, :].flatten(0, -2)[:1]
-        with torch.no_grad():
-            self.has_members = reference.step(one, trial.actions[..., 0, :].flatten(0, -2)[:1]).shape != one.shape
+        self.has_members = _has_members(reference, trial)
         actions, finite = trial.actions.unsqueeze(-2), trial.finite
         self._horizon, self._batch = finite.shape[-1], finite.shape[:-1]
         if self.has_members:
@@ -81,15 +55,25 @@ class _Samples:
         return tuple(int(i) for i in torch.unravel_index(torch.tensor(world), self._batch)) if self._batch else (), step
 
 
+def _has_members(dynamics: ResidualDynamics, trial: Trial) -> bool:
+    """Tell whether the weights are those of an ensemble, which takes no single state."""
+    state, action = trial.states.flatten(0, -2)[:1], trial.actions.flatten(0, -2)[:1]
+    try:
+        with torch.no_grad():
+            return dynamics.step(state, action).shape != state.shape
+    except RuntimeError:  # torch's, of shapes that do not fit
+        return True
+
+
 def audit_weights(method: Method, trial: Trial, generator: torch.Generator) -> WeightAudit:
     """Compare the gradient of a random sum over all next states with differences, one tensor of weights and direction at a time.
 
     Where one fails, halving the samples leads to the first world and step that does.
     """
-    weights = trainable(method.reference)
+    weights = trainable(method.references[0])
     if not weights:
         return WeightAudit(comparisons=[], findings=[])
-    samples = _Samples(trial, method.reference)
+    samples = _Samples(trial, method.references[0])
     comparisons: list[Comparison] = []
     findings: dict[str, Finding] = {}
     for _ in range(method.directions if len(samples) else 0):
@@ -129,34 +113,47 @@ def moved_weights(weights: dict[str, nn.Parameter], directions: dict[str, Tensor
 
 def _compare(method: Method, trial: Trial, directions: dict[str, Tensor], seed: int) -> dict[str, Comparison]:
     """Compare the derivative along one direction of each tensor, of one random sum that leaves out what is not smooth."""
-    reference = MovedStep(method.reference, trial, backend="torch", dtype=torch.float64)
-    found = {n: _quotients(method.reference, reference, trial, {n: d}, method.step) for n, d in directions.items()}
     audited = MovedStep(method.audited, trial, backend=method.backend, dtype=method.dtype)
-    moved = audited(_still(method.audited, trial)).squeeze(-2)
-    rounding = ROUNDING * FINER / method.step * trial.states[..., 1:, :].abs().amax(-1, keepdim=True).clamp_min(1.0)
-    share = torch.randn(moved.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    for q in found.values():
-        size = q.centred.abs()
-        steady = q.steady(method.tolerance * (size + FLOOR * size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + rounding)
-        share = torch.where(steady, share, 0.0)
-    own = trainable(method.audited)
-    received = torch.autograd.grad((moved * share).sum(), [own[n] for n in directions], allow_unused=True) if moved.requires_grad \
-        else [None] * len(directions)
-    result = {}
-    for (n, q), gradient in zip(found.items(), received, strict=True):
-        along = torch.zeros(1, dtype=torch.float64) if gradient is None else (gradient.double() * directions[n]).sum().reshape(1)
-        total = Quotients(*(x.sum().reshape(1) for x in q.projected(share)))
-        spread = torch.where(share != 0, q.centred * share, 0.0).square().sum().sqrt()
-        result[n] = compare(along, total, tolerance=method.tolerance, size=spread,
-                            rounding=(rounding * share.abs()).square().sum().sqrt())
-    return result
+    still = _still(method.audited, trial)
+    moved = audited(still).squeeze(-2)
+    rounding = method.rounding * trial.states[..., 1:, :].abs().amax(-1, keepdim=True).clamp_min(1.0)
+
+    def against(dynamics: ResidualDynamics) -> dict[str, Comparison]:
+        reference = MovedStep(dynamics, trial, backend="torch", dtype=torch.float64)
+        found = {n: weight_quotients(dynamics, lambda: reference(still).squeeze(-2), {n: d}, method.step) for n, d in directions.items()}
+        share = torch.randn(moved.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for q in found.values():
+            size = q.centred.abs()
+            steady = q.steady(method.tolerance * (size + FLOOR * size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + rounding)
+            share = torch.where(steady, share, 0.0)
+        slopes = weight_slopes(method.audited, (moved * share).sum(), directions)
+        noise = (rounding * share.abs()).square().sum().sqrt()
+        result = {}
+        for n, q in found.items():
+            total = Quotients(*(x.sum().reshape(1) for x in q.projected(share)))
+            spread = torch.where(share != 0, q.centred * share, 0.0).square().sum().sqrt()
+            result[n] = compare(slopes[n], total, tolerance=method.tolerance, size=spread, rounding=noise)
+        return result
+
+    return against_any(method.references, against)
 
 
-def _quotients(dynamics: ResidualDynamics, step: MovedStep, trial: Trial, directions: dict[str, Tensor], size: float) -> Quotients:
-    weights, still, slopes = trainable(dynamics), _still(dynamics, trial), []
-    for h in (size / FINER, -size / FINER, size, -size):
-        with moved_weights(weights, directions, h):
-            slopes.append(step(still).squeeze(-2) / h)
+def weight_slopes(dynamics: ResidualDynamics, scalar: Tensor, directions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the derivative of a scalar along a direction of each tensor of weights by reverse mode, each of shape [1]."""
+    weights = trainable(dynamics)
+    if not scalar.requires_grad:
+        return {n: torch.zeros(1, dtype=torch.float64) for n in directions}
+    gradients = torch.autograd.grad(scalar, [weights[n] for n in directions], retain_graph=True, allow_unused=True)
+    return {n: torch.zeros(1, dtype=torch.float64) if g is None else (g.double() * d).sum().reshape(1)
+            for (n, d), g in zip(directions.items(), gradients, strict=True)}
+
+
+def weight_quotients(dynamics: ResidualDynamics, evaluate: Callable[[], Tensor], directions: dict[str, Tensor], step: float) -> Quotients:
+    """Return the difference quotients along directions of weights of what is zero where they are."""
+    weights, slopes = trainable(dynamics), []
+    for size in (step / FINER, -step / FINER, step, -step):
+        with moved_weights(weights, directions, size):
+            slopes.append(evaluate() / size)
     return Quotients(*slopes)
 
 

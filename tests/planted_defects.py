@@ -147,9 +147,28 @@ class WrongWeightBelow(Push):
         return torch.where(context.q < 0, 2 * weight - weight.detach(), weight)
 
 
+class _Poisoned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, where: Tensor) -> Tensor:
+        ctx.save_for_backward(where)
+        return x.expand(where.shape).clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (where,) = ctx.saved_tensors
+        return torch.where(where, torch.nan, gradient).sum().reshape(1), None
+
+
 class NotFiniteWeightBelow(Push):
     """The weight's gradient is NaN below the floor."""
 
     def seen(self, weight: Tensor, context: Context) -> Tensor:
-        still = torch.where(context.q < 0, 0.0, 1.0)
-        return weight * (1 + (weight * still - weight.detach() * still).abs().sqrt() * (1 - still)) + 0 * (weight * (1 - still)).abs().sqrt() * 0
+        return _Poisoned.apply(weight, context.q < 0)
+
+
+class BetweenSlopes(Ball):
+    """At the kink where contact begins the slope is three quarters of one side's: no side's, and no defect that differences could tell."""
+
+    def contact(self, height: Tensor, stiffness: Tensor) -> Tensor:
+        return super().contact(height.detach(), stiffness) + torch.where(height == 0, -0.75 * stiffness * (height - height.detach()), 0.0) \
+            + torch.where(height < 0, -stiffness * (height - height.detach()), 0.0)
