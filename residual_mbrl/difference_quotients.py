@@ -66,7 +66,7 @@ class Comparison(NamedTuple):
 
     verdict: Int[Tensor, "*shape"]
     error: Float[Tensor, "*shape"]
-    """Relative to the expected derivative."""
+    """Relative to the expected derivative; of one that agrees with a one-sided quotient, to that."""
     received: Tensor
     expected: Tensor
 
@@ -117,5 +117,6 @@ def compare(received: Tensor, found: Quotients, *, tolerance: float, size: Tenso
     verdict = verdict.masked_fill(~found.steady(allowed), int(Verdict.SWITCH))
     verdict = verdict.masked_fill(nearest <= allowed, int(Verdict.AGREES))
     verdict = verdict.masked_fill(~received.isfinite(), int(Verdict.NOT_FINITE))
-    error = (received - found.centred).abs() / (scale + rounding / tolerance)
+    distance = torch.where(verdict == Verdict.AGREES, nearest, (received - found.centred).abs())
+    error = distance / (scale + rounding / tolerance)
     return Comparison(verdict, error, received, found.centred)

@@ -63,11 +63,16 @@ def audit_rollout(method: Method, trial: Trial, steps: StepAudit, sensitivity: S
         audited = MovedRollout(method.audited, direction.trial, backend=method.backend, dtype=method.dtype)
         gradient = _reverse(audited, direction)
         comparison = _compare_inputs(method, direction, gradient)
+        wrong = (comparison.verdict >= Verdict.WRONG) & (direction.counts & ~blamed)[..., None]
+        for *world, group in wrong.nonzero().tolist():
+            finding = _located(direction, gradient, steps, tuple(world), group)
+            if finding.error <= method.tolerance:  # the product of the single steps: a switch on the way has falsified the differences
+                comparison.verdict[(*world, group)] = int(Verdict.SWITCH)
+            else:
+                findings.setdefault((tuple(world), group), finding)
         comparisons.append(Comparison(*(x[direction.counts] for x in comparison)))
-        for *world, group in ((comparison.verdict >= Verdict.WRONG) & (direction.counts & ~blamed)[..., None]).nonzero().tolist():
-            if (tuple(world), group) not in findings:
-                findings[tuple(world), group] = _located(direction, gradient, steps, tuple(world), group)
-        for name, found in _compare_weights(method, audited, direction, generator).items():
+        smooth = ~steps.near_switch[..., : time + 1].any(-1)
+        for name, found in _compare_weights(method, audited, direction, smooth, generator).items():
             comparisons.append(found)
             if int(found.verdict) >= Verdict.WRONG and not bool(blamed.any()) and ((), -1) not in findings:
                 findings[(), -1] = Finding(kind=KINDS[Verdict(int(found.verdict))], world=(), step=time, steps=(time,), input=name,
@@ -120,8 +125,9 @@ def _compare_inputs(method: Method, direction: _Direction, gradient: Tensor) -> 
     return Comparison(*(x.squeeze(-1) for x in against_any(method.references, against)[""]))
 
 
-def _compare_weights(method: Method, audited: MovedRollout, direction: _Direction, generator: torch.Generator) -> dict[str, Comparison]:
-    """Compare along one random direction of each tensor of weights, summed over the worlds whose differences agree among themselves."""
+def _compare_weights(method: Method, audited: MovedRollout, direction: _Direction, smooth: Tensor,
+                     generator: torch.Generator) -> dict[str, Comparison]:
+    """Compare along one random direction of each tensor of weights, summed over the ``smooth`` worlds, whose rollouts meet no switch."""
     moves = {n: random_direction(w, generator) for n, w in trainable(method.references[0]).items()}
     if not moves:
         return {}
@@ -129,13 +135,14 @@ def _compare_weights(method: Method, audited: MovedRollout, direction: _Directio
     moved = audited(still)[..., 0, -1, :]
 
     def against(dynamics: ResidualDynamics) -> dict[str, Comparison]:
-        reference, share = MovedRollout(dynamics, direction.trial, backend="torch", dtype=torch.float64), direction.cotangent
+        reference = MovedRollout(dynamics, direction.trial, backend="torch", dtype=torch.float64)
+        share = torch.where(smooth.unsqueeze(-1), direction.cotangent, 0.0)
         found = {n: weight_quotients(dynamics, lambda: reference(still)[..., 0, -1, :], {n: move}, method.step)
                  for n, move in moves.items()}
         for q in found.values():
             size = q.centred.abs()
             steady = q.steady(method.tolerance * (size + size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + direction.rounding)
-            share = torch.where(steady, share, 0.0)
+            share = torch.where(steady.all(-1, keepdim=True), share, 0.0)
         slopes = weight_slopes(method.audited, (moved * share).sum(), moves)
         return {n: _compare(method, slopes[n], Quotients(*(x.reshape(1, -1) for x in q)), share.reshape(1, -1),
                             direction.rounding.max().reshape(1, 1)) for n, q in found.items()}
@@ -171,7 +178,8 @@ def _located(direction: _Direction, gradient: Tensor, steps: StepAudit, world: t
     else:
         name = steps.inputs[entry - (horizon - 1) * nu]
     found, expected, size = float(received[entry]), float(chain[entry]), float(direction.sizes[entry])
+    error = (received - chain)[entry].abs() / (chain[places].abs().max() * FLOOR + abs(expected)).clamp_min(1e-300)
     kind = FindingKind.NOT_FINITE if not torch.isfinite(received[entry]) else FindingKind.DEAD if found == 0 else FindingKind.WRONG
     return Finding(kind=kind, world=world, step=step, steps=(step,), input=name, output="", expected=expected / size,
-                   received=found / size, error=abs(found - expected) / max(abs(expected), 1e-300),
+                   received=found / size, error=float(error),
                    note=f"in the rollout to step {time} alone: by itself every step is right")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from residual_mbrl.audit_inputs import MovedStep, Trial, tangent_names
@@ -35,6 +35,11 @@ class StepAudit:
     inputs: list[str]
     outputs: list[str]
     finite: Tensor
+
+    @property
+    def near_switch(self) -> Bool[Tensor, "*batch horizon"]:
+        """Where something was not judged."""
+        return (self.comparison.verdict == Verdict.SWITCH).flatten(-2).any(-1)
 
     @property
     def trusted(self) -> Float[Tensor, "*batch horizon n ndx"]:
@@ -77,11 +82,27 @@ def audit_steps(method: Method, trial: Trial) -> StepAudit:
         row = found.centred.abs().nan_to_num(0.0, 0.0).amax(-2, keepdim=True)
         # a joint that friction holds: what reverse mode leaves of its row has cancelled, to rounding of the largest entries
         rounding = method.rounding * after + CANCELLED * torch.finfo(method.dtype).eps * row.amax(-1, keepdim=True)
-        return {"": compare(received, found, tolerance=method.tolerance, size=FLOOR * row, rounding=rounding)}
+        return {"": excuse_near_switches(compare(received, found, tolerance=method.tolerance, size=FLOOR * row, rounding=rounding))}
 
     names = tangent_names(space)
     return StepAudit(comparison=against_any(method.references, against)[""], sizes=sizes, outputs=names, finite=trial.finite,
                      inputs=[*names, *space.action, *(p.name for p in trial.free)])
+
+
+def excuse_near_switches(comparison: Comparison) -> Comparison:
+    """Return a comparison that does not judge what only a switch makes wrong.
+
+    Where differences by one input disagree among themselves in one output, a switch is near and falsifies the other outputs too,
+    if less. And where the point is all but on a switch, differences by other inputs may lie to either side wholly beyond it: there
+    an entry is only wrong if it is so in a step without a switch as well.
+    """
+    verdict = comparison.verdict
+    wrong, switch = (verdict == Verdict.WRONG) | (verdict == Verdict.DEAD), verdict == Verdict.SWITCH
+    by_input = switch.any(-1, keepdim=True)
+    near = by_input.any(-2, keepdim=True)
+    clean = (wrong & ~near).flatten(0, -3)
+    only_near = ~clean.any(0) & bool((~near).any())
+    return comparison._replace(verdict=verdict.masked_fill(wrong & (by_input | (near & only_near)), int(Verdict.SWITCH)))
 
 
 def reverse_jacobian(function: MovedStep, batch: torch.Size, inputs: int, outputs: int) -> Float[Tensor, "*batch n outputs"]:

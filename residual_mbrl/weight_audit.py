@@ -125,7 +125,7 @@ def _compare(method: Method, trial: Trial, directions: dict[str, Tensor], seed: 
         for q in found.values():
             size = q.centred.abs()
             steady = q.steady(method.tolerance * (size + FLOOR * size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + rounding)
-            share = torch.where(steady, share, 0.0)
+            share = torch.where(steady.all(-1, keepdim=True), share, 0.0)
         slopes = weight_slopes(method.audited, (moved * share).sum(), directions)
         noise = (rounding * share.abs()).square().sum().sqrt()
         result = {}
