@@ -46,6 +46,11 @@ class Quotients(NamedTuple):
         """Centred quotient with the finer step."""
         return 0.5 * (self.forward + self.backward)
 
+    @property
+    def magnitude(self) -> Tensor:
+        """Absolute value of the smaller one-sided quotient, which a jump to the other side does not reach; zero where not finite."""
+        return torch.minimum(self.forward.abs(), self.backward.abs()).nan_to_num(0.0, 0.0)
+
     def steady(self, allowed: Tensor) -> Tensor:
         """Return where the quotients agree among themselves, to ``allowed``.
 
@@ -99,7 +104,7 @@ def quotients(function: Callable[[Tensor], Tensor], directions: Float[Tensor, "*
 def compare(received: Tensor, found: Quotients, *, tolerance: float, size: Tensor, rounding: Tensor) -> Comparison:
     """Judge a derivative by difference quotients.
 
-    It agrees if it lies within ``tolerance (|expected| + size) + rounding`` of the centred quotient, or of a one-sided one: at a
+    It agrees if it lies within ``tolerance (|quotient| + size) + rounding`` of the centred quotient, or of a one-sided one: at a
     kink the derivative from either side is right.
 
     Args:
@@ -109,14 +114,13 @@ def compare(received: Tensor, found: Quotients, *, tolerance: float, size: Tenso
         size: Below which errors are relative to this instead, broadcastable.
         rounding: Of the quotients, broadcastable.
     """
-    scale = found.centred.abs() + size
-    allowed = tolerance * scale + rounding
-    nearest = torch.stack([(received - x).abs() for x in (found.centred, found.forward, found.backward)]).nan_to_num(torch.inf).amin(0)
+    sides = torch.stack([found.centred, found.forward, found.backward])
+    errors = (received - sides).abs() / (sides.abs() + size + rounding / tolerance)
+    nearest = errors.nan_to_num(torch.inf, torch.inf).amin(0)
+    allowed = tolerance * (found.centred.abs() + size) + rounding
     verdict = torch.full(received.shape, int(Verdict.WRONG), device=received.device)
     verdict = verdict.masked_fill((received == 0.0) & (found.centred != 0.0), int(Verdict.DEAD))
     verdict = verdict.masked_fill(~found.steady(allowed), int(Verdict.SWITCH))
-    verdict = verdict.masked_fill(nearest <= allowed, int(Verdict.AGREES))
+    verdict = verdict.masked_fill(nearest <= tolerance, int(Verdict.AGREES))
     verdict = verdict.masked_fill(~received.isfinite(), int(Verdict.NOT_FINITE))
-    distance = torch.where(verdict == Verdict.AGREES, nearest, (received - found.centred).abs())
-    error = distance / (scale + rounding / tolerance)
-    return Comparison(verdict, error, received, found.centred)
+    return Comparison(verdict, torch.where(verdict == Verdict.AGREES, nearest, errors[0]), received, found.centred)

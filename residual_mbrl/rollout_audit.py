@@ -72,12 +72,13 @@ def audit_rollout(method: Method, trial: Trial, steps: StepAudit, sensitivity: S
                 findings.setdefault((tuple(world), group), finding)
         comparisons.append(Comparison(*(x[direction.counts] for x in comparison)))
         smooth = ~steps.near_switch[..., : time + 1].any(-1)
-        for name, found in _compare_weights(method, audited, direction, smooth, generator).items():
-            comparisons.append(found)
-            if int(found.verdict) >= Verdict.WRONG and not bool(blamed.any()) and ((), -1) not in findings:
-                findings[(), -1] = Finding(kind=KINDS[Verdict(int(found.verdict))], world=(), step=time, steps=(time,), input=name,
-                                           output="", expected=float(found.expected), received=float(found.received),
-                                           error=float(found.error), note=f"in the rollout to step {time} alone, along a random direction")
+        weights = {n: random_direction(w, generator) for n, w in trainable(method.references[0]).items()}
+        if weights:
+            found = _compare_weights(method, audited, direction, smooth, {"": weights})
+            comparisons += found.values()
+            if int(found[""].verdict) >= Verdict.WRONG and not blamed.any() and ((), -1) not in findings:
+                each = {n: {n: d} for n, d in weights.items()}
+                findings[(), -1] = _blamed_weights(_compare_weights(method, audited, direction, smooth, each), time)
     return RolloutAudit(comparisons=comparisons, findings=list(findings.values()))
 
 
@@ -126,28 +127,35 @@ def _compare_inputs(method: Method, direction: _Direction, gradient: Tensor) -> 
 
 
 def _compare_weights(method: Method, audited: MovedRollout, direction: _Direction, smooth: Tensor,
-                     generator: torch.Generator) -> dict[str, Comparison]:
-    """Compare along one random direction of each tensor of weights, summed over the ``smooth`` worlds, whose rollouts meet no switch."""
-    moves = {n: random_direction(w, generator) for n, w in trainable(method.references[0]).items()}
-    if not moves:
-        return {}
+                     groups: dict[str, dict[str, Tensor]]) -> dict[str, Comparison]:
+    """Compare along a direction of each group of tensors of weights, summed over the ``smooth`` worlds, whose rollouts meet no switch."""
     still = torch.zeros_like(direction.moves[..., :1, :])
     moved = audited(still)[..., 0, -1, :]
 
     def against(dynamics: ResidualDynamics) -> dict[str, Comparison]:
         reference = MovedRollout(dynamics, direction.trial, backend="torch", dtype=torch.float64)
         share = torch.where(smooth.unsqueeze(-1), direction.cotangent, 0.0)
-        found = {n: weight_quotients(dynamics, lambda: reference(still)[..., 0, -1, :], {n: move}, method.step)
-                 for n, move in moves.items()}
+        found = {n: weight_quotients(dynamics, lambda: reference(still)[..., 0, -1, :], moves, method.step) for n, moves in groups.items()}
         for q in found.values():
-            size = q.centred.abs()
-            steady = q.steady(method.tolerance * (size + size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + direction.rounding)
+            steady = q.steady(method.tolerance * (q.magnitude + q.magnitude.amax(-1, keepdim=True)) + direction.rounding)
             share = torch.where(steady.all(-1, keepdim=True), share, 0.0)
-        slopes = weight_slopes(method.audited, (moved * share).sum(), moves)
-        return {n: _compare(method, slopes[n], Quotients(*(x.reshape(1, -1) for x in q)), share.reshape(1, -1),
-                            direction.rounding.max().reshape(1, 1)) for n, q in found.items()}
+        slopes = weight_slopes(method.audited, (moved * share).sum(), {m: d for moves in groups.values() for m, d in moves.items()})
+        received = {n: torch.stack([slopes[m] for m in moves]).sum(0) for n, moves in groups.items()}
+        rows = {n: Quotients(*(x.reshape(1, -1) for x in q)) for n, q in found.items()}
+        largest = direction.rounding.max().reshape(1, 1)
+        return {n: _compare(method, received[n], rows[n], share.reshape(1, -1), largest) for n in groups}
 
     return {n: Comparison(*(x.squeeze(-1) for x in c)) for n, c in against_any(method.references, against).items()}
+
+
+def _blamed_weights(found: dict[str, Comparison], time: int) -> Finding:
+    """Return the finding of the tensor that differs most."""
+    name = max(found, key=lambda n: (int(found[n].verdict), float(found[n].error.nan_to_num(0.0))))
+    worst = found[name]
+    kind = KINDS[Verdict(max(int(worst.verdict), int(Verdict.WRONG)))]
+    return Finding(kind=kind, world=(), step=time, steps=(time,), input=name, output="", expected=float(worst.expected),
+                   received=float(worst.received), error=float(worst.error),
+                   note=f"in the rollout to step {time} alone, along a random direction")
 
 
 def _compare(method: Method, received: Tensor, found: Quotients, share: Tensor, rounding: Tensor) -> Comparison:

@@ -123,8 +123,7 @@ def _compare(method: Method, trial: Trial, directions: dict[str, Tensor], seed: 
         found = {n: weight_quotients(dynamics, lambda: reference(still).squeeze(-2), {n: d}, method.step) for n, d in directions.items()}
         share = torch.randn(moved.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for q in found.values():
-            size = q.centred.abs()
-            steady = q.steady(method.tolerance * (size + FLOOR * size.nan_to_num(0.0, 0.0).amax(-1, keepdim=True)) + rounding)
+            steady = q.steady(method.tolerance * (q.magnitude + FLOOR * q.magnitude.amax(-1, keepdim=True)) + rounding)
             share = torch.where(steady.all(-1, keepdim=True), share, 0.0)
         slopes = weight_slopes(method.audited, (moved * share).sum(), directions)
         noise = (rounding * share.abs()).square().sum().sqrt()

@@ -33,6 +33,7 @@ from residual_mbrl.audit_result import FindingKind
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.physics.black_box import BlackBox
 from residual_mbrl.physics.mujoco_simulator import MujocoSimulator
+from residual_mbrl.rollouts import rollout
 from residual_mbrl.spaces import StateSpace
 
 FALL = torch.tensor([[0.1, 0.0], [0.5, -0.2], [2.0, 1.0]], dtype=torch.float64)
@@ -144,6 +145,22 @@ def test_wrong_weight_is_found_by_world_and_step(kind, verdict):
     assert (finding.kind, finding.world, finding.step, finding.contacts) == (verdict, (0,), first_below(0), ("floor/ball",))
 
 
+def test_rollout_that_drops_weights_is_found(monkeypatch):
+    """By itself each step is right, so only the whole rollout shows it; the tensor is named."""
+    def lossy(dynamics, state, actions, parameters, *, backend):
+        weight = dynamics.residuals[0].weight
+        weight.requires_grad_(actions.shape[-2] == 1)
+        try:
+            return rollout(dynamics, state, actions, parameters, backend=backend)
+        finally:
+            weight.requires_grad_(True)
+
+    monkeypatch.setattr("residual_mbrl.audit_inputs.rollout", lossy)
+    found = audit(Ball(), [Push()], state=FALL[2], directions=2)
+    assert [(f.kind, f.world, f.input) for f in found.findings] == [(FindingKind.DEAD, (), "residuals.0.weight")]
+    assert "in the rollout to step 9 alone" in str(found)
+
+
 CART = """
 <mujoco><option timestep="0.01"/><worldbody>
   <body name="cart"><joint name="slide" type="slide" axis="1 0 0"/><geom name="cart" type="box" size=".1 .1 .05" mass="1"/>
@@ -189,8 +206,8 @@ def test_dead_mujoco_contact_names_the_geoms():
     assert finding.method == "exact adjoint"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("kind", "dtype"), [*((k, torch.float64) for k in KINDS), ("dry_friction", torch.float32),
+                                             ("conservative", torch.float32)])
 def test_cart_pole_with_every_residual_passes(kind, dtype):
     """With friction, random weights, and memory where a residual has it."""
     baseline = system("cartpole", friction=True)
@@ -252,14 +269,14 @@ def test_ensemble_passes():
 
 
 @given(seed=st.integers(0, 10**6))
-@hypothesis_settings(max_examples=15)
+@hypothesis_settings(max_examples=6)
 def test_no_false_alarm(seed):
     """Whatever the first state, the thrusts and the directions are; the dead contact is found exactly where there is contact."""
     generator = torch.Generator().manual_seed(seed)
     state = 0.3 * torch.randn(4, 2, generator=generator, dtype=torch.float64)
     actions = 20 * torch.randn(4, 8, 1, generator=generator, dtype=torch.float64)
-    assert audit(Ball(), [Push()], state, actions, seed=seed, directions=2).ok
-    dead = audit(DeadContact(), (), state, actions, seed=seed, directions=2)
+    assert audit(Ball(), [Push()], state, actions, seed=seed, directions=1).ok
+    dead = audit(DeadContact(), (), state, actions, seed=seed, directions=1)
     states = [state]
     for action in actions.unbind(-2):
         states.append(Ball().step(states[-1], action))
@@ -284,7 +301,7 @@ def test_model_is_left_as_it_is(kind):
 
 def test_same_seed_same_audit():
     """And another seed the same verdict by other directions."""
-    first, again, other = (audit(Ball(), [Push()], seed=s) for s in (3, 3, 4))
+    first, again, other = (audit(Ball(), [Push()], seed=s, directions=1) for s in (3, 3, 4))
     assert str(first) == str(again)
     assert first.worst_error == again.worst_error
     assert other.ok
@@ -295,7 +312,7 @@ def test_global_generator_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    audit(Ball(), [Push()])
+    audit(Ball(), [Push()], directions=1)
     assert torch.equal(torch.rand(3), expected)
 
 
