@@ -90,8 +90,7 @@ def _direction(trial: Trial, sensitivity: Sensitivity, time: int, method: Method
     other = tuple(counts.nonzero()[0].tolist())
     states, actions = trial.states[..., : time + 2, :], trial.actions[..., : time + 1, :]
     here = counts[..., None, None]
-    cut = replace(trial, states=torch.where(here, states, states[other]),
-                  actions=torch.where(here, actions, actions[other]))
+    cut = replace(trial, states=torch.where(here, states, states[other]), actions=torch.where(here, actions, actions[other]))
     sizes = torch.cat([torch.ones(space.ndx, dtype=torch.float64), trial.action_sizes().repeat(time + 1), trial.parameter_sizes()])
     ends = [0, space.ndx, space.ndx + (time + 1) * space.nu, len(sizes)]
     groups = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True) if b > a]

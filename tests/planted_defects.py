@@ -100,12 +100,14 @@ class Overflow(Ball):
 
 
 class DeadMujocoContact(MujocoSimulator):
-    """Positions have no gradient."""
+    """One entry of the position's tangent has no gradient."""
+
+    dead = 2
 
     def pull_back(self, inputs: Inputs, cotangent: Any, wanted: frozenset[str]) -> Gradients:
         found = super().pull_back(inputs, cotangent, wanted)
         if found.state is not None:
-            found.state[:, 2] = 0.0
+            found.state[:, self.dead] = 0.0
         return found
 
 

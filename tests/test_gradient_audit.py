@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -206,6 +208,14 @@ def test_dead_mujoco_contact_names_the_geoms():
     assert finding.method == "exact adjoint"
 
 
+def test_dead_rotation_is_named_on_the_tangent_space():
+    """A quaternion's derivative is that of a rotation about a body axis."""
+    simulator = DeadMujocoContact(BOX)
+    simulator.dead = 4
+    found = audit(simulator, state=box_state(), actions=torch.zeros(4, 0, dtype=torch.float64))
+    assert [(f.kind, f.step, f.input) for f in found.findings] == [(FindingKind.DEAD, 0, "box.qy (rotation)")]
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [*((k, torch.float64) for k in KINDS), ("dry_friction", torch.float32),
                                              ("conservative", torch.float32)])
 def test_cart_pole_with_every_residual_passes(kind, dtype):
@@ -350,7 +360,9 @@ def test_wrong_options_are_refused():
 
 
 def test_package_offers_it_by_name():
-    """And nothing else."""
+    """And nothing else; importing the package alone imports nothing heavy."""
+    command = "import sys, residual_mbrl; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
     assert residual_mbrl.gradient_audit is gradient_audit
     with pytest.raises(AttributeError, match="no attribute 'gradient_audti'"):
         _ = residual_mbrl.gradient_audti
