@@ -19,7 +19,7 @@ class FindingKind(Enum):
     NOT_FINITE = "not finite"
     """The state, or its gradient, is NaN or infinite."""
     DEAD = "dead"
-    """The gradient is exactly zero where differences are not."""
+    """The gradient is zero (to rounding) where differences are not."""
     WRONG = "wrong"
     """The gradient is neither the centred nor a one-sided difference, and the differences agree among themselves."""
     EXPLODING = "exploding"

@@ -119,7 +119,9 @@ def compare(received: Tensor, found: Quotients, *, tolerance: float, size: Tenso
     nearest = errors.nan_to_num(torch.inf, torch.inf).amin(0)
     allowed = tolerance * (found.centred.abs() + size) + rounding
     verdict = torch.full(received.shape, int(Verdict.WRONG), device=received.device)
-    verdict = verdict.masked_fill((received == 0.0) & (found.centred != 0.0), int(Verdict.DEAD))
+    # zero to rounding: on its way from a quaternion to the tangent space a zero may pick some up
+    dead = (received.abs() <= ROUNDING * torch.finfo(torch.float64).eps * found.centred.abs()) & (found.centred != 0.0)
+    verdict = verdict.masked_fill(dead, int(Verdict.DEAD))
     verdict = verdict.masked_fill(~found.steady(allowed), int(Verdict.SWITCH))
     verdict = verdict.masked_fill(nearest <= tolerance, int(Verdict.AGREES))
     verdict = verdict.masked_fill(~received.isfinite(), int(Verdict.NOT_FINITE))
