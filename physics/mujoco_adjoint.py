@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -44,12 +45,15 @@ from residual_mbrl.errors import ModelError
 from residual_mbrl.physics.mujoco_adjoint_plan import Plan, make_plan, supported
 from residual_mbrl.physics.mujoco_adjoint_worlds import AdjointWorlds
 from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_batch
+from residual_mbrl.physics.mujoco_runge_kutta import RungeKuttaWorlds
 from residual_mbrl.physics.numeric_step import Gradients, Inputs
 
 __all__ = ["StepAdjoint", "expanded_fields", "supported"]
 
 Array = NDArray[np.float64]
 
+_LARGE = float(mujoco.mjMAXVAL)
+"""Where the engine gives a state up."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
 """Most worlds moved, and solved, at once: what they leave behind should fit a processor's cache, and each solved one keeps its data."""
 
@@ -81,7 +85,7 @@ class StepAdjoint:
         _require(supported(model))
         self.model, self._threads = copy.copy(model), threads
         self._plans: dict[tuple[frozenset[str], frozenset[str]], Plan] = {}
-        self._worlds: dict[tuple[int, frozenset[str], frozenset[str]], AdjointWorlds] = {}
+        self._worlds: dict[tuple[int, frozenset[str], frozenset[str]], AdjointWorlds | RungeKuttaWorlds] = {}
         self._rolled: dict[int, tuple[Batch, InputWriter, FieldWriter]] = {}
 
     def pull_back(self, inputs: Inputs, cotangent: Array, wanted: Collection[str], *, substeps: int = 1,
@@ -138,16 +142,25 @@ class StepAdjoint:
 
     def _chunked(self, inputs: Inputs, cotangent: Array | None, wanted: frozenset[str], fields: Mapping[str, Array]) -> dict[str, Array]:
         """Differentiate as many worlds at once as memory should hold; cotangent [N, m, ndx], None for all unit ones."""
+        sound = (np.abs(inputs.state) < _LARGE).all(axis=1)  # NaN is not small either
+        if not sound.all():
+            rest = np.concatenate([self.model.qpos0, np.zeros(int(self.model.nv) + int(self.model.na))])
+            found = self._chunked(replace(inputs, state=np.where(sound[:, None], inputs.state, rest)), cotangent, wanted, fields)
+            for x in found.values():
+                x[~sound] = np.nan
+            return found
         count, kind = len(inputs.state), (wanted, frozenset(fields))
         if kind not in self._plans:
             _require(supported(self.model, fields))
             self._plans[kind] = make_plan(self.model, *kind)
         plan = self._plans[kind]
-        at_once = min(count, _SOLVED, max(1, _MOVED // max(plan.rows, 1)))
+        most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
+        at_once = -(-count // -(-count // most))  # chunks of one size
         if (at_once, *kind) not in self._worlds:
             if len(self._worlds) > 4:  # batch sizes that come and go must not fill the memory
                 self._worlds.clear()
-            self._worlds[at_once, *kind] = AdjointWorlds(self.model, at_once, plan, varying=kind[1], threads=self._threads)
+            kinds = RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds
+            self._worlds[at_once, *kind] = kinds(self.model, at_once, plan, varying=kind[1], threads=self._threads)
         worlds = self._worlds[at_once, *kind]
         if at_once == count:
             return worlds.differentiate(inputs.state, inputs.action, inputs.force, cotangent, wanted, fields)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-EPSILON = 3e-7
-"""Size of a move, in the units of the state."""
+_MOVE = {1: 1e-8, 2: 3e-7}
+"""Size of a move to one side and to both, in the units of the state: what is smooth bends little, what a contact does bends within 1e-3."""
 
 _FEW = 32
 """Worlds that are stepped in less time than it takes to wake a thread."""
@@ -21,6 +21,7 @@ _FEW = 32
 _OWN = frozenset({f"opt.{n}" for n in ("solver", "iterations", "tolerance", "ls_iterations", "ls_tolerance", "jacobian", "integrator",
                                        "disableflags", "enableflags")})
 """Options that derivatives choose themselves."""
+_ALL = slice(None)
 _ALIVE = 1e-300
 """Damping that changes no number, but makes the engine integrate a world without damping as it does one with it."""
 
@@ -63,22 +64,23 @@ class FieldWriter:
 
 
 class InputWriter:
-    """Writes what the worlds of a batch start from."""
+    """Writes what the worlds of a batch start from, in which each of the caller's stands ``copies`` times in a row."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, copies: int = 1) -> None:
+        self._copies = copies
         self._state = [view for view in (batch.bind(n) for n in ("qpos", "qvel", "act")) if view.size]
         self._action, self._force = batch.bind("ctrl"), batch.bind("qfrc_applied")
         self._zero = batch.bind("time"), batch.bind("qacc_warmstart")
 
-    def write(self, state: Array, action: Array, force: Array | None) -> None:
-        """Set state and input of all worlds; the solver starts afresh."""
-        start = 0
+    def write(self, state: Array, action: Array, force: Array | None, copy: int = 0) -> None:
+        """Set state and input of all worlds, or of one copy of each; the solver starts afresh."""
+        start, at = 0, slice(copy, None, self._copies)
         for view in self._state:
-            view[...] = state[:, start : start + view.shape[1]]
+            view[at] = state[:, start : start + view.shape[1]]
             start += view.shape[1]
-        self._action[...], self._force[...] = action, 0.0 if force is None else force
+        self._action[at], self._force[at] = action, 0.0 if force is None else force
         for view in self._zero:
-            view[...] = 0.0
+            view[at] = 0.0
 
 
 class Moved:
@@ -91,41 +93,49 @@ class Moved:
         model: The model.
         worlds: Number of worlds n.
         groups: What is moved, of "position", "velocity", "activation", "action".
+        stepped: Whether the integrator shall run too; otherwise ``velocity`` and ``memory`` are not there.
         unmoved: Whether to step the unmoved worlds too, and keep the factor of the inertia that their integrator inverts.
+        sides: 2 for centred differences; 1 where no world has constraints, the forces of which are then left out.
+        copies: Worlds in a row that share their model fields.
         threads: Native threads; 0 takes every core.
 
     Attributes:
-        count: Number K of moves.
-        position: Number of those that move positions, the first ones.
+        width: What a difference has to be divided by for a derivative.
     """
 
-    def __init__(self, model: mujoco.MjModel, worlds: int, groups: Sequence[str], *, unmoved: bool, threads: int) -> None:
+    def __init__(self, model: mujoco.MjModel, worlds: int, groups: Sequence[str], *, stepped: bool, unmoved: bool, sides: int, copies: int,
+                 threads: int) -> None:
         changed = engine_model(model)
         changed.opt.iterations, changed.opt.solver = 0, mujoco.mjtSolver.mjSOL_CG  # Newton would factorise first
-        nq, nv = int(model.nq), int(model.nv)
-        sizes = {"position": nv, "velocity": nv, "activation": int(model.na), "action": int(model.nu)}
-        self.groups = tuple(groups)
-        self.count = sum(sizes[g] for g in groups)
-        self.position = sizes["position"] if "position" in groups else 0
-        self._worlds, self._rows = worlds, 2 * self.count + unmoved
+        changed.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_ISLAND)  # there is nothing to solve island by island
+        nq, nv, na = int(model.nq), int(model.nv), int(model.na)
+        self.sizes = {g: s for g, s in (("position", nv), ("velocity", nv), ("activation", na), ("action", int(model.nu))) if g in groups}
+        self._count = sum(self.sizes.values())
+        self._position = self.sizes.get("position", 0)
+        self._worlds, self._rows = worlds, sides * self._count + (unmoved or sides == 1)
+        self._stepped, self._sides, self.width = stepped, sides, sides * _MOVE[sides]
         self._batch = make_batch(changed, worlds * self._rows, threads)
-        self._writer = FieldWriter(self._batch, self._rows)
-        self._out = {name: self._batch.bind(name) for name in ("qfrc_smooth", "qfrc_constraint", *(("M",) if self.position else ()),
-                                                               *(("qH",) if unmoved else ()))}
-        self._quaternions, plain = _coordinates(model)
+        self._writer = FieldWriter(self._batch, copies * self._rows)
+        read = {"qfrc_smooth": True, "qfrc_constraint": sides == 2, "M": self._position, "act_dot": na and not stepped, "qH": unmoved}
+        self._out = {name: self._batch.bind(name) for name, needed in read.items() if needed}
+        self._quaternions, plain = coordinates(model)
+        self._turns = _turns(_MOVE[sides])
         self._moves: dict[str, Array] = {}
         start = 0
-        widths = sizes | {"position": nq}
-        for group in groups:
-            move = np.zeros((self._rows, widths[group]))
-            k = np.arange(sizes[group])
+        for group, size in self.sizes.items():
+            move = np.zeros((self._rows, nq if group == "position" else size))
+            k = np.arange(size)
             from_row, column = (start + plain[:, 1], plain[:, 0]) if group == "position" else (start + k, k)
-            move[from_row, column], move[self.count + from_row, column] = EPSILON, -EPSILON
+            move[from_row, column] = _MOVE[sides]
+            if sides == 2:
+                move[self._count + from_row, column] = -_MOVE[sides]
             self._moves[group] = move
-            start += sizes[group]
+            start += size
         names = {"position": "qpos", "velocity": "qvel", "activation": "act", "action": "ctrl"}
         self._parts = {group: self._batch.bind(name) for group, name in names.items()}
-        self._time, self._force, self._warm = (self._batch.bind(n) for n in ("time", "qfrc_applied", "qacc_warmstart"))
+        self._shaped = {group: view.reshape(worlds, self._rows, -1) for group, view in self._parts.items() if view.shape[1]}
+        self._time, force, warm = (self._batch.bind(n) for n in ("time", "qfrc_applied", "qacc_warmstart"))
+        self._force, self._warm = force.reshape(worlds, self._rows, -1), warm.reshape(worlds, self._rows, -1)
 
     def step(self, parts: Mapping[str, Array], force: Array | None, acceleration: Array, fields: Mapping[str, Array]) -> None:
         """Step all moved worlds.
@@ -136,50 +146,65 @@ class Moved:
             acceleration: The solution of the unmoved worlds, shape [n, nv].
             fields: Model fields by world.
         """
-        n, rows, K = self._worlds, self._rows, self.count
         self._writer.write(fields)
-        for group, view in self._parts.items():
-            if not view.shape[1]:
-                continue
-            shaped, unmoved = view.reshape(n, rows, -1), parts[group][:, None]
+        for group, shaped in self._shaped.items():
             if group in self._moves:
-                np.add(unmoved, self._moves[group], out=shaped)
+                np.add(parts[group][:, None], self._moves[group], out=shaped)
             else:
-                shaped[...] = unmoved
-        if self.position:
-            shaped = self._parts["position"].reshape(n, rows, -1)
+                shaped[...] = parts[group][:, None]
+        if self._position:
+            shaped = self._shaped["position"]
             for q, v in self._quaternions:
-                turned = np.einsum("ni,kij->nkj", parts["position"][:, q : q + 4], _TURNS)
-                shaped[:, v : v + 3, q : q + 4], shaped[:, K + v : K + v + 3, q : q + 4] = turned[:, :3], turned[:, 3:]
+                turned = np.einsum("ni,kij->nkj", parts["position"][:, q : q + 4], self._turns)
+                for side in range(self._sides):
+                    row = side * self._count + v
+                    shaped[:, row : row + 3, q : q + 4] = turned[:, 3 * side : 3 * side + 3]
+        self._force[...] = 0.0 if force is None else force[:, None]
+        if self._sides == 2:
+            self._warm[...] = acceleration[:, None]
+        if not self._stepped:
+            self._batch.forward()
+            return
         self._time[...] = 0.0
-        self._force.reshape(n, rows, -1)[...] = 0.0 if force is None else force[:, None]
-        self._warm.reshape(n, rows, -1)[...] = acceleration[:, None]
         self._batch.step()
 
     def velocity(self) -> Array:
-        """Return the difference of the next velocity between a move forth and back, shape [n, K, nv]."""
-        return self._difference(self._parts["velocity"], self.count)
+        """Return the difference of the next velocity between a move forth and back, shape [n, moves, nv]."""
+        return self._difference(self._parts["velocity"], self._count)
 
     def memory(self) -> Array:
-        """Return the difference of the next activation, shape [n, K, na]."""
-        return self._difference(self._parts["activation"], self.count)
+        """Return the difference of the next activation, shape [n, moves, na]."""
+        return self._difference(self._parts["activation"], self._count)
 
-    def force(self) -> Array:
-        """Return the difference of smooth plus constraint force, shape [n, K, nv]."""
-        return self._difference(self._out["qfrc_smooth"] + self._out["qfrc_constraint"], self.count)
+    def memory_rate(self, at: slice = _ALL) -> Array:
+        """Return the difference of the activation's rate, of some worlds, shape [n, moves, na]."""
+        return self._difference(self._out["act_dot"], self._count, at)
 
-    def inertia(self) -> Array:
-        """Return the difference of the inertia's entries, over moves of positions, shape [n, position, nC]."""
-        return self._difference(self._out["M"], self.position)
+    def force(self, at: slice = _ALL) -> Array:
+        """Return the difference of smooth plus constraint force, of some worlds, shape [n, moves, nv]."""
+        smooth = self._difference(self._out["qfrc_smooth"], self._count, at)
+        return smooth if self._sides == 1 else smooth + self._difference(self._out["qfrc_constraint"], self._count, at)
+
+    def inertia(self, at: slice = _ALL) -> Array:
+        """Return the difference of the inertia's entries, over moves of positions, of some worlds, shape [n, nv, nC]."""
+        return self._difference(self._out["M"], self._position, at)
 
     def factor(self) -> Array:
         """Return the factor of the inertia that the integrator of the unmoved worlds inverted, shape [n, nC]."""
         factor: Array = self._out["qH"].reshape(self._worlds, self._rows, -1)[:, -1]
         return factor
 
-    def _difference(self, values: Array, moves: int) -> Array:
-        shaped = values.reshape(self._worlds, self._rows, values.shape[1])
-        return shaped[:, :moves] - shaped[:, self.count : self.count + moves]
+    def split(self, rows: Array) -> dict[str, Array]:
+        """Return rows over all moves, shape [n, m, moves], by group."""
+        found, start = {}, 0
+        for group, size in self.sizes.items():
+            found[group] = rows[:, :, start : start + size]
+            start += size
+        return found
+
+    def _difference(self, values: Array, moves: int, at: slice = _ALL) -> Array:
+        shaped, base = values.reshape(self._worlds, self._rows, values.shape[1])[at], self._count
+        return shaped[:, :moves] - shaped[:, base : base + (moves if self._sides == 2 else 1)]
 
 
 def quaternions(model: mujoco.MjModel) -> list[tuple[int, int]]:
@@ -190,7 +215,7 @@ def quaternions(model: mujoco.MjModel) -> list[tuple[int, int]]:
             for kind, q, v in zip(model.jnt_type, model.jnt_qposadr, model.jnt_dofadr, strict=True) if int(kind) in shift]
 
 
-def _coordinates(model: mujoco.MjModel) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+def coordinates(model: mujoco.MjModel) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
     """Return the quaternion segments, and (entry in q, entry in v) of every other coordinate."""
     turning = quaternions(model)
     in_q = np.setdiff1d(np.arange(int(model.nq)), [q + i for q, _ in turning for i in range(4)])
@@ -198,13 +223,10 @@ def _coordinates(model: mujoco.MjModel) -> tuple[list[tuple[int, int]], NDArray[
     return turning, np.stack([in_q, in_v], 1).astype(np.int64)
 
 
-def _turns() -> Array:
-    """Return matrices R with ``q R = q ⊗ exp(±EPSILON e_i)`` for row vectors q, three to one side, three back, shape [6, 4, 4]."""
+def _turns(angle: float) -> Array:
+    """Return matrices R with ``q R = q ⊗ exp(±angle e_i)`` for row vectors q, three to one side, three back, shape [6, 4, 4]."""
     axes = np.array([[[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 0, -1], [0, 0, 1, 0]],
                      [[0, 0, 1, 0], [0, 0, 0, 1], [-1, 0, 0, 0], [0, -1, 0, 0]],
                      [[0, 0, 0, 1], [0, 0, -1, 0], [0, 1, 0, 0], [-1, 0, 0, 0]]], float)
-    half = EPSILON / 2
-    return np.concatenate([np.cos(half) * np.eye(4) + np.sin(half) * axes, np.cos(half) * np.eye(4) - np.sin(half) * axes])
-
-
-_TURNS = _turns()
+    cosine, sine = np.cos(angle / 2) * np.eye(4), np.sin(angle / 2) * axes
+    return np.concatenate([cosine + sine, cosine - sine])

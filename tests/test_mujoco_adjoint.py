@@ -14,7 +14,7 @@ from residual_mbrl.physics.mujoco_adjoint import StepAdjoint, expanded_fields, s
 from residual_mbrl.physics.mujoco_model import state_space
 from residual_mbrl.physics.numeric_step import Inputs, difference_jacobian
 
-INTEGRATORS = ("Euler", "implicitfast", "implicit")
+INTEGRATORS = ("Euler", "implicitfast", "implicit", "RK4")
 AXES = ("0 0 1", "0 1 0", "1 0 0", "0 1 0")
 MOTORS = "".join(f'<motor joint="j{i}" ctrlrange="-1 1"/>' for i in range(4))
 SPRUNG = 'damping=".1" range="-20 20" frictionloss=".2" armature=".02" stiffness="2"'
@@ -241,7 +241,7 @@ def test_a_world_that_is_not_finite_hurts_no_other():
 
 
 @pytest.mark.parametrize(("xml", "reason"), [
-    (arm(option='integrator="RK4"'), "RK4"),
+    (arm(drives='<general joint="j0" dyntype="user" actdim="1"/>', option='integrator="RK4"'), "RK4"),
     (arm(option='integrator="discrete"'), "DISCRETE"),
     (cube(option='noslip_iterations="3"'), "noslip"),
     (cube().replace('elliptic" ', 'elliptic"><flag sleep="enable"/></option><option '), "sleeping"),
