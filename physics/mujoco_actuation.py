@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import mujoco
@@ -26,6 +26,22 @@ def is_simple(model: mujoco.MjModel) -> bool:
                 and (model.actuator_ctrlnum == 1).all() and (model.actuator_outnum == 1).all()
                 and (model.actuator_actnum == (model.actuator_dyntype != _NONE)).all()
                 and not model.tendon_actfrclimited.any() and not model.actuator_delay.any())
+
+
+def pushes_alike(model: mujoco.MjModel, fields: Collection[str]) -> bool:
+    """Whether actuators have the same force wherever the model is: motors at joints of one degree of freedom.
+
+    Args:
+        model: The model.
+        fields: Names of the model fields that vary between worlds.
+    """
+    if not (model.actuator_trntype == int(_TRN.mjTRN_JOINT)).all():
+        return False
+    scalar = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
+    return bool(np.isin(model.jnt_type[model.actuator_trnid[:, 0]], scalar).all()
+                and (model.actuator_gaintype == int(_GAIN.mjGAIN_FIXED)).all() and (model.actuator_biastype == int(_BIAS.mjBIAS_NONE)).all()
+                and (model.actuator_ctrlnum == 1).all() and (model.actuator_outnum == 1).all()
+                and not model.jnt_actgravcomp.any() and "jnt_actgravcomp" not in fields)
 
 
 def has_plain_memory(model: mujoco.MjModel) -> bool:
@@ -106,6 +122,8 @@ class SimpleActuators:
         names += ["qfrc_actuator"] if len(self._held) else []
         names += ["actuator_moment", "moment_colind", "moment_rowadr", "moment_rownnz"] if self._gears is None else []
         self._bound = {name: batch.bind(name) for name in names}
+        self._constant = not (names or self._clamped.any() or self.na or varying.intersection(_FIELDS))
+        self._slopes: ActuatorSlopes | None = None
 
     def slopes(self, control: Array, activation: Array, fields: Mapping[str, Array]) -> ActuatorSlopes:
         """Return the derivatives at the batch's last step.
@@ -115,6 +133,8 @@ class SimpleActuators:
             activation: Before the step, shape [n, na].
             fields: Model fields that vary between worlds, shape [n / copies, ...].
         """
+        if self._constant and self._slopes is not None:
+            return self._slopes
         field = self._fields
         if fields:
             field = {name: np.repeat(fields[name], self._copies, 0) if name in fields else x for name, x in field.items()}
@@ -129,7 +149,8 @@ class SimpleActuators:
         moment = self._moment(field["jnt_actfrcrange"])
         if not self.na:
             none = np.zeros_like(free)
-            return ActuatorSlopes(moment, gain * free, none, none, none)
+            self._slopes = ActuatorSlopes(moment, gain * free, none, none, none)
+            return self._slopes
         rate, decay = self._filter(field["actuator_dynprm"][..., 0])
         limits = field["actuator_ctrlrange"]
         bounded = np.where(self._clamped, np.clip(control, limits[..., 0], limits[..., 1]), control)

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -102,24 +101,23 @@ class StepAdjoint:
         Returns:
             Gradients; NaN for worlds whose state is not finite.
         """
-        states = self._substates(inputs, substeps, fields or {})
+        fields, wanted = fields or {}, frozenset(wanted)
+        states = self._substates(inputs, substeps, fields)
         total: dict[str, Array] = {}
         for k in reversed(range(substeps)):
-            now = frozenset(wanted) | {"state"} if k else frozenset(wanted)
-            found = self._chunked(Inputs(state=states[k], action=inputs.action, force=inputs.force), cotangent[:, None], now, fields or {})
-            total = {name: x + total[name] if name in total and name != "state" else x for name, x in found.items()}
+            found = self._differentiate(states[k], inputs, cotangent[:, None], wanted | {"state"} if k else wanted, fields)
+            total = {name: x + total[name] if name in total and name != "state" else x for name, x in found.items()} if total else found
             cotangent = found["state"][:, 0] if k else cotangent
-        rows = {name: total[name][:, 0] for name in wanted}
-        return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"))
+        return Gradients(**{name: total[name][:, 0] for name in wanted})
 
     def jacobian(self, inputs: Inputs, wanted: Collection[str], *, substeps: int = 1,
                  fields: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Return Jacobians by name, each shape [N, 2 nv + na, k]; arguments as in ``pull_back``."""
-        states = self._substates(inputs, substeps, fields or {})
+        fields, names = fields or {}, frozenset(wanted) | {"state"} if substeps > 1 else frozenset(wanted)
+        states = self._substates(inputs, substeps, fields)
         total: dict[str, Array] = {}
         for k in range(substeps):
-            now = frozenset(wanted) | {"state"} if substeps > 1 else frozenset(wanted)
-            found = self._chunked(Inputs(state=states[k], action=inputs.action, force=inputs.force), None, now, fields or {})
+            found = self._differentiate(states[k], inputs, None, names, fields)
             if not total:
                 total = found
                 continue
@@ -140,16 +138,23 @@ class StepAdjoint:
         states = batch.rollout(substeps - 1, record=[physics])[physics]
         return [inputs.state, *np.moveaxis(states, 1, 0)]
 
-    def _chunked(self, inputs: Inputs, cotangent: Array | None, wanted: frozenset[str], fields: Mapping[str, Array]) -> dict[str, Array]:
-        """Differentiate as many worlds at once as memory should hold; cotangent [N, m, ndx], None for all unit ones."""
-        sound = (np.abs(inputs.state) < _LARGE).all(axis=1)  # NaN is not small either
-        if not sound.all():
-            rest = np.concatenate([self.model.qpos0, np.zeros(int(self.model.nv) + int(self.model.na))])
-            found = self._chunked(replace(inputs, state=np.where(sound[:, None], inputs.state, rest)), cotangent, wanted, fields)
-            for x in found.values():
-                x[~sound] = np.nan
-            return found
-        count, kind = len(inputs.state), (wanted, frozenset(fields))
+    def _differentiate(self, state: Array, inputs: Inputs, cotangent: Array | None, wanted: frozenset[str],
+                       fields: Mapping[str, Array]) -> dict[str, Array]:
+        """Differentiate a step from some states; cotangent [N, m, ndx], None for all unit ones."""
+        sound = np.abs(state) < _LARGE  # NaN is not small either
+        if sound.all():
+            return self._chunked(state, inputs.action, inputs.force, cotangent, wanted, fields)
+        bad = np.logical_not(sound.all(axis=1))
+        rest = np.concatenate([self.model.qpos0, np.zeros(int(self.model.nv) + int(self.model.na))])
+        found = self._chunked(np.where(bad[:, None], rest, state), inputs.action, inputs.force, cotangent, wanted, fields)
+        for x in found.values():
+            x[bad] = np.nan
+        return found
+
+    def _chunked(self, state: Array, action: Array, force: Array | None, cotangent: Array | None, wanted: frozenset[str],
+                 fields: Mapping[str, Array]) -> dict[str, Array]:
+        """Differentiate as many worlds at once as memory should hold."""
+        count, kind = len(state), (wanted, frozenset(fields))
         if kind not in self._plans:
             _require(supported(self.model, fields))
             self._plans[kind] = make_plan(self.model, *kind)
@@ -163,12 +168,12 @@ class StepAdjoint:
             self._worlds[at_once, *kind] = kinds(self.model, at_once, plan, varying=kind[1], threads=self._threads)
         worlds = self._worlds[at_once, *kind]
         if at_once == count:
-            return worlds.differentiate(inputs.state, inputs.action, inputs.force, cotangent, wanted, fields)
+            return worlds.differentiate(state, action, force, cotangent, wanted, fields)
         parts = []
         for start in range(0, count, at_once):
             first = min(start, count - at_once)  # the last chunk is filled up with worlds of the one before
             s = slice(first, first + at_once)
-            found = worlds.differentiate(inputs.state[s], inputs.action[s], None if inputs.force is None else inputs.force[s],
+            found = worlds.differentiate(state[s], action[s], None if force is None else force[s],
                                          None if cotangent is None else cotangent[s], wanted, {n: x[s] for n, x in fields.items()})
             parts.append({name: x[start - first :] for name, x in found.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

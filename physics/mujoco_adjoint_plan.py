@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from residual_mbrl.physics.mujoco_actuation import has_plain_memory, is_simple
+from residual_mbrl.physics.mujoco_actuation import has_plain_memory, is_simple, pushes_alike
 
 _INTEGRATOR, _ENABLE, _DISABLE = mujoco.mjtIntegrator, mujoco.mjtEnableBit, mujoco.mjtDisableBit
 _EULER, _FAST, _IMPLICIT, _RK4 = (int(i) for i in (_INTEGRATOR.mjINT_EULER, _INTEGRATOR.mjINT_IMPLICITFAST, _INTEGRATOR.mjINT_IMPLICIT,
@@ -57,6 +57,7 @@ class Plan:
         damped: Whether that is the inertia plus h times the joints' damping.
         factored: Whether it has to be read off the engine's factor of it.
         stepped: Whether worlds that are moved are integrated too: the inertia that the integrator inverts moves as well, or activations do.
+        passive: Whether moves leave the actuators' forces as they are.
         exact_velocity: Whether velocities are not moved.
         exact_action: Whether controls and activations are not moved.
         lone: Velocity entries of free bodies without jointed descendants where the integrator treats their gyroscopic force implicitly.
@@ -69,6 +70,7 @@ class Plan:
     damped: bool
     factored: bool
     stepped: bool
+    passive: bool
     exact_velocity: bool
     exact_action: bool
     lone: tuple[NDArray[np.int64], ...]
@@ -105,6 +107,7 @@ def make_plan(model: mujoco.MjModel, wanted: Collection[str], fields: Collection
     return Plan(groups=tuple(g for g, size in sizes.items() if size), rows=stages * (2 * sum(sizes.values()) + factored), stages=stages,
                 implicit=implicit, damped=damped, factored=factored,
                 stepped=not runge_kutta and ((implicit and not damped) or (na > 0 and not exact_action)),
+                passive=not na and pushes_alike(model, fields) and not (sizes["velocity"] or sizes["action"]),
                 exact_velocity=exact_velocity, exact_action=exact_action, lone=lone)
 
 

@@ -35,7 +35,7 @@ class AdjointWorlds:
         self._quaternions = quaternions(model)
         self._stateful = np.flatnonzero(model.actuator_actadr >= 0)
         self._memory = model.actuator_actadr[self._stateful]
-        self._damping = model.dof_damping.copy()
+        self._damping, self._unit = model.dof_damping.copy(), np.eye(self.nv)
 
     def differentiate(self, state: Array, action: Array, force: Array | None, cotangent: Array | None, wanted: frozenset[str],
                       fields: Mapping[str, Array]) -> dict[str, Array]:
@@ -122,14 +122,13 @@ class AdjointWorlds:
 
     def _metric(self, damping: Array) -> Array:
         """Return the inertia that an implicit integrator inverts, shape [n, nv, nv]."""
-        solved, i = self._solved, np.arange(self.nv)
+        solved = self._solved
         if self.plan.damped:
-            metric = solved.inertia.copy()
-            metric[:, i, i] += self.h * damping
-            return metric
+            return np.asarray(solved.inertia + self.h * (damping[..., None] * self._unit))
         if not self.plan.factored or solved.moved is None:
             whole: Array = solved.inertia - self.h * solved.smooth_slope()
             return whole
+        i = np.arange(self.nv)
         lower = np.zeros_like(solved.inertia)  # of Lᵀ D L, with D in place of L's unit diagonal
         lower[:, self._row, self._column] = solved.moved.factor()
         scale = lower[:, i, i]

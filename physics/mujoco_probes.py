@@ -41,9 +41,9 @@ def engine_model(model: mujoco.MjModel, integrator: mujoco.mjtIntegrator | None 
     return changed
 
 
-def make_batch(model: mujoco.MjModel, worlds: int, threads: int, *, persistent: bool = False) -> Batch:
-    """Return a batch, with one thread where more would not pay; 0 takes every core."""
-    return Batch(model, worlds, nthread=1 if worlds <= _FEW else threads, persistent=persistent)
+def make_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int | None = None, persistent: bool = False) -> Batch:
+    """Return a batch, with one thread where more would not pay for the worlds that are stepped at once; 0 takes every core."""
+    return Batch(model, worlds, nthread=1 if (at_once or worlds) <= _FEW else threads, persistent=persistent)
 
 
 class FieldWriter:
@@ -94,29 +94,39 @@ class Moved:
         worlds: Number of worlds n.
         groups: What is moved, of "position", "velocity", "activation", "action".
         stepped: Whether the integrator shall run too; otherwise ``velocity`` and ``memory`` are not there.
-        unmoved: Whether to step the unmoved worlds too, and keep the factor of the inertia that their integrator inverts.
-        sides: 2 for centred differences; 1 where no world has constraints, the forces of which are then left out.
+        factored: Whether to step the unmoved worlds too, and keep the factor of the inertia that their integrator inverts.
+        unmoved: Live results of the unmoved worlds, none of which has constraints: differences are taken from them, to one side, and
+            constraint forces left out. Empty for centred differences.
+        passive: Whether actuators push alike wherever the worlds are moved, and can be left out.
         copies: Worlds in a row that share their model fields.
         threads: Native threads; 0 takes every core.
 
     Attributes:
+        sizes: Number of moves by group.
         width: What a difference has to be divided by for a derivative.
     """
 
-    def __init__(self, model: mujoco.MjModel, worlds: int, groups: Sequence[str], *, stepped: bool, unmoved: bool, sides: int, copies: int,
-                 threads: int) -> None:
+    def __init__(self, model: mujoco.MjModel, worlds: int, groups: Sequence[str], *, stepped: bool, factored: bool,
+                 unmoved: Mapping[str, Array], passive: bool, copies: int, threads: int) -> None:
+        sides = 1 if unmoved else 2
         changed = engine_model(model)
         changed.opt.iterations, changed.opt.solver = 0, mujoco.mjtSolver.mjSOL_CG  # Newton would factorise first
-        changed.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_ISLAND)  # there is nothing to solve island by island
+        disable = mujoco.mjtDisableBit
+        changed.opt.disableflags |= int(disable.mjDSBL_ISLAND)  # there is nothing to solve island by island
+        if sides == 1:
+            changed.opt.disableflags |= int(disable.mjDSBL_CONSTRAINT)
         nq, nv, na = int(model.nq), int(model.nv), int(model.na)
         self.sizes = {g: s for g, s in (("position", nv), ("velocity", nv), ("activation", na), ("action", int(model.nu))) if g in groups}
         self._count = sum(self.sizes.values())
         self._position = self.sizes.get("position", 0)
-        self._worlds, self._rows = worlds, sides * self._count + (unmoved or sides == 1)
-        self._stepped, self._sides, self.width = stepped, sides, sides * _MOVE[sides]
+        self._worlds, self._rows = worlds, sides * self._count + factored
+        self._stepped, self._unmoved, self._sides, self.width = stepped, unmoved, sides, sides * _MOVE[sides]
+        self._stage = int(mujoco.mjtStage.mjSTAGE_VEL if passive else mujoco.mjtStage.mjSTAGE_ACC)
         self._batch = make_batch(changed, worlds * self._rows, threads)
         self._writer = FieldWriter(self._batch, copies * self._rows)
-        read = {"qfrc_smooth": True, "qfrc_constraint": sides == 2, "M": self._position, "act_dot": na and not stepped, "qH": unmoved}
+        self._passive = passive
+        read = {"qfrc_passive": passive, "qfrc_bias": passive, "qfrc_smooth": not passive, "qfrc_constraint": sides == 2,
+                "M": self._position, "act_dot": na and not stepped, "qH": factored}
         self._out = {name: self._batch.bind(name) for name, needed in read.items() if needed}
         self._quaternions, plain = coordinates(model)
         self._turns = _turns(_MOVE[sides])
@@ -163,31 +173,33 @@ class Moved:
         if self._sides == 2:
             self._warm[...] = acceleration[:, None]
         if not self._stepped:
-            self._batch.forward()
+            self._batch.forward(stage=self._stage)
             return
         self._time[...] = 0.0
         self._batch.step()
 
     def velocity(self) -> Array:
         """Return the difference of the next velocity between a move forth and back, shape [n, moves, nv]."""
-        return self._difference(self._parts["velocity"], self._count)
+        return self._sided(self._parts["velocity"], self._count)
 
     def memory(self) -> Array:
         """Return the difference of the next activation, shape [n, moves, na]."""
-        return self._difference(self._parts["activation"], self._count)
+        return self._sided(self._parts["activation"], self._count)
 
     def memory_rate(self, at: slice = _ALL) -> Array:
         """Return the difference of the activation's rate, of some worlds, shape [n, moves, na]."""
-        return self._difference(self._out["act_dot"], self._count, at)
+        return self._difference("act_dot", self._count, at)
 
     def force(self, at: slice = _ALL) -> Array:
         """Return the difference of smooth plus constraint force, of some worlds, shape [n, moves, nv]."""
-        smooth = self._difference(self._out["qfrc_smooth"], self._count, at)
-        return smooth if self._sides == 1 else smooth + self._difference(self._out["qfrc_constraint"], self._count, at)
+        if self._passive:
+            return self._difference("qfrc_passive", self._count, at) - self._difference("qfrc_bias", self._count, at)
+        smooth = self._difference("qfrc_smooth", self._count, at)
+        return smooth if self._sides == 1 else smooth + self._difference("qfrc_constraint", self._count, at)
 
     def inertia(self, at: slice = _ALL) -> Array:
         """Return the difference of the inertia's entries, over moves of positions, of some worlds, shape [n, nv, nC]."""
-        return self._difference(self._out["M"], self._position, at)
+        return self._difference("M", self._position, at)
 
     def factor(self) -> Array:
         """Return the factor of the inertia that the integrator of the unmoved worlds inverted, shape [n, nC]."""
@@ -202,9 +214,15 @@ class Moved:
             start += size
         return found
 
-    def _difference(self, values: Array, moves: int, at: slice = _ALL) -> Array:
-        shaped, base = values.reshape(self._worlds, self._rows, values.shape[1])[at], self._count
-        return shaped[:, :moves] - shaped[:, base : base + (moves if self._sides == 2 else 1)]
+    def _difference(self, name: str, moves: int, at: slice) -> Array:
+        if self._sides == 2:
+            return self._sided(self._out[name], moves, at)
+        values = self._out[name]
+        return values.reshape(self._worlds, self._rows, values.shape[1])[at, :moves] - self._unmoved[name][at, None]
+
+    def _sided(self, values: Array, moves: int, at: slice = _ALL) -> Array:
+        shaped = values.reshape(self._worlds, self._rows, values.shape[1])[at]
+        return shaped[:, :moves] - shaped[:, self._count : self._count + moves]
 
 
 def quaternions(model: mujoco.MjModel) -> list[tuple[int, int]]:

@@ -26,6 +26,8 @@ Array = NDArray[np.float64]
 
 _C = (0.0, 0.5, 0.5, 1.0)
 _B = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+_FEW = 8
+"""Degrees of freedom up to which the accelerations' Jacobians take less time than a product with each."""
 
 
 class RungeKuttaWorlds:
@@ -46,10 +48,10 @@ class RungeKuttaWorlds:
         # all stages depend on the state, so that every slope by it is needed whatever is wanted
         self._solved.look(states.reshape(-1, states.shape[2]), action.repeat(stages, 0), None if force is None else force.repeat(stages, 0),
                           wanted | {"state"}, fields)
-        blocks = None
-        if cotangent is None:
-            size = self.nv + self.na
+        blocks, size = None, self.nv + self.na
+        if cotangent is None or self.nv <= _FEW:
             blocks = self._pull(np.broadcast_to(np.eye(size), (self.n * stages, size, size)), wanted, slice(None))
+        if cotangent is None:
             cotangent = np.broadcast_to(np.eye(self.nv + size), (self.n, self.nv + size, self.nv + size))
         return self._chain(cotangent, blocks, states, angles, wanted, fields)
 
@@ -71,40 +73,38 @@ class RungeKuttaWorlds:
                 at = slice(first, first + 3)
                 rates[i, :, at] = angle_rate(angles[:, i, at], rates[i, :, at])[0]
             solved.solve(states[:, i], action, force, fields, i)
-        angles[:, 4] = self.h * np.tensordot(_B, rates, 1)
+        angles[:, 4] = self.h * _mean(rates)
         return states, angles
 
     def _chain(self, cotangent: Array, blocks: dict[str, Array] | None, states: Array, angles: Array, wanted: frozenset[str],
                fields: Mapping[str, Array]) -> dict[str, Array]:
-        """Pull cotangents [n, m, ndx] back, stage by stage."""
+        """Pull cotangents [n, m, ndx] back, stage by stage; velocity and activation go together as y."""
         h, nq, nv = self.h, self.nq, self.nv
         turn, spread = self._turning(angles[:, 4])
-        to_q, to_v, to_w = np.split(cotangent, [nv, 2 * nv], 2)
-        to_angle, start_q, start_v, start_w = spread(to_q), turn(to_q), to_v, to_w
-        w_rate = np.tensordot(_B, self._solved.memory_rate.reshape(self.n, 4, -1), (0, 1))
-        by_start, by_rate = memory_slopes(self.model, states[:, 0, nq + nv :], w_rate, fields)
-        start_w, to_w = to_w * by_start[:, None], to_w * by_rate[:, None]
+        to_angle, start_q, start_y = h * spread(cotangent[:, :, :nv]), turn(cotangent[:, :, :nv]), cotangent[:, :, nv:]
+        to_rate: Array = h * start_y
+        if self.na:
+            rate = _mean(self._solved.memory_rate.reshape(self.n, 4, self.na).transpose(1, 0, 2))
+            kept, by_rate = memory_slopes(self.model, states[:, 0, nq + nv :], rate, fields)
+            to_rate[:, :, nv:] = start_y[:, :, nv:] * by_rate[:, None]
+            start_y = np.concatenate([start_y[:, :, :nv], start_y[:, :, nv:] * kept[:, None]], 2)
         total: dict[str, Array] = {}
         later_k: Array | float = 0.0  # what the next stage asks of this one's
-        later_a: Array | float = 0.0
+        later_rate: Array | float = 0.0
         for i in reversed(range(4)):
-            to_k, onto = h * _B[i] * to_angle + later_k, np.concatenate([h * _B[i] * to_v, _B[i] * to_w], 2) + later_a
+            to_k, onto = _B[i] * to_angle + later_k, _B[i] * to_rate + later_rate
             found = self._pull(onto, wanted, slice(i, None, 4)) if blocks is None else {n: onto @ x[i::4] for n, x in blocks.items()}
-            for name in ("action", "force"):
-                if name in wanted:
-                    total[name] = total[name] + found[name] if name in total else found[name]
-            velocity, w = found["velocity"], found.get("activation", to_w[:, :, :0])
+            for name in wanted & found.keys():
+                total[name] = total[name] + found[name] if name in total else found[name]
             by_velocity, by_angle = self._rates(angles[:, i], states[:, i, nq : nq + nv])
-            velocity = velocity + by_velocity(to_k)
-            start_v, start_w = start_v + velocity, start_w + w
-            if not i:
-                start_q = start_q + found["position"]
-                break
-            turn, spread = self._turning(angles[:, i])
-            start_q = start_q + turn(found["position"])
-            later_k = h * _C[i] * (spread(found["position"]) + by_angle(to_k))
-            later_a = h * _C[i] * np.concatenate([velocity, w], 2)
-        total["state"] = np.concatenate([start_q, start_v, start_w], 2)
+            to_q, to_y = found["position"], found["y"]
+            to_y[:, :, :nv] += by_velocity(to_k)
+            start_y = start_y + to_y
+            if i:
+                turn, spread = self._turning(angles[:, i])
+                later_k, later_rate = h * _C[i] * (spread(to_q) + by_angle(to_k)), h * _C[i] * to_y
+            start_q = start_q + (turn(to_q) if i else to_q)
+        total["state"] = np.concatenate([start_q, start_y], 2)
         total.setdefault("action", np.zeros((*cotangent.shape[:2], 0)))
         return {name: total[name] for name in wanted}
 
@@ -112,8 +112,10 @@ class RungeKuttaWorlds:
         """Return products of cotangents [n, m, nv + na] of acceleration and rate of activation, by all that these depend on."""
         solved, nv = self._solved, self.nv
         mu = np.linalg.solve(solved.hessian[at], onto[:, :, :nv].transpose(0, 2, 1)).transpose(0, 2, 1)
-        return solved.pull_forces(mu, wanted | {"state"}, at) | solved.pull_differences(
-            mu, [(-mu, solved.acceleration[at])], onto[:, :, nv:], at)
+        found = solved.pull_forces(mu, wanted | {"state"}, at)
+        found |= solved.pull_differences(mu, [(-mu, solved.acceleration[at])], onto[:, :, nv:], at)
+        found["y"] = np.concatenate([found["velocity"], found["activation"]], 2) if self.na else found["velocity"]
+        return {name: x for name, x in found.items() if name in wanted or name in ("position", "y")}
 
     def _moved(self, q: Array, angle: Array) -> Array:
         """Return q ⊞ φ, shape [n, nq]."""
@@ -145,7 +147,14 @@ class _Blocks:
 
     def __call__(self, rows: Array) -> Array:
         """Return rows [n, m, nv] times it."""
+        if not self._places and self._rest == 1.0:
+            return rows
         product = self._rest * rows
         for v, block in zip(self._places, self._matrices, strict=True):
             product[:, :, v : v + 3] = rows[:, :, v : v + 3] @ block
         return product
+
+
+def _mean(rates: Array) -> Array:
+    """Return the mean over the stages, the first axis."""
+    return np.asarray((rates[0] + 2 * (rates[1] + rates[2]) + rates[3]) / 6)

@@ -60,18 +60,21 @@ class SolvedWorlds:
         option = solved.opt
         option.solver, option.iterations = mujoco.mjtSolver.mjSOL_NEWTON, max(100, option.iterations)
         option.tolerance, option.ls_iterations = min(_TOLERANCE, option.tolerance), max(50, option.ls_iterations)
-        self._batch = make_batch(solved, self._worlds, threads, persistent=True)
+        self._batch = make_batch(solved, self._worlds, threads, at_once=worlds, persistent=True)
         self._writer, self._inputs = FieldWriter(self._batch, plan.stages), InputWriter(self._batch, plan.stages)
-        names = ("M", "qacc", "qDeriv", "nefc", "act_dot")
+        names = ("M", "qacc", "qDeriv", "nefc", "act_dot", "qfrc_smooth", "qfrc_passive", "qfrc_bias")
         self._out = {name: self._batch.bind(name) for name in names}
         self.acceleration, self.memory_rate = self._out["qacc"], self._out["act_dot"]
         self._data = mujoco.MjData(solved)
         self._actuators = SimpleActuators(model, self._batch, varying, plan.stages) if model.nu and plan.exact_action else None
-        self._moved: dict[int, Moved] = {}
+        self._moved: dict[bool, Moved] = {}
         self._ids = [np.arange(stage, self._worlds, plan.stages) for stage in range(plan.stages)] if plan.stages > 1 else [None]
         self._row, self._column = np.repeat(np.arange(self._nv), model.M_rownnz), model.M_colind.astype(int)
+        self._entry, self._mirror = self._row * self._nv + self._column, self._column * self._nv + self._row
         self._twice = np.where(self._row == self._column, 0.0, 1.0)
-        self._place = np.repeat(np.arange(self._nv), model.D_rownnz), model.D_colind.astype(int)
+        place = np.repeat(np.arange(self._nv), model.D_rownnz), model.D_colind.astype(int)
+        self._full_inertia = _Dense(self._nv, (self._row, self._column), (self._column, self._row))
+        self._full_slope = _Dense(self._nv, place)
         self._stateful = np.flatnonzero(model.actuator_actadr >= 0)
         self._memory = model.actuator_actadr[self._stateful]
 
@@ -85,8 +88,7 @@ class SolvedWorlds:
         """Gather what derivatives need; all stages have been solved at these states and inputs, shape [N, ...] each."""
         nq, nv = self._nq, self._nv
         self.parts = {"position": state[:, :nq], "velocity": state[:, nq : nq + nv], "activation": state[:, nq + nv :], "action": action}
-        self.inertia = np.zeros((self._worlds, nv, nv))
-        self.inertia[:, self._row, self._column] = self.inertia[:, self._column, self._row] = self._out["M"]
+        self.inertia = self._full_inertia(self._out["M"])
         self.hessian, self.stiff = self._curvature()
         if "state" in wanted and self._plan.exact_velocity:
             slope = self.smooth_slope()
@@ -98,9 +100,7 @@ class SolvedWorlds:
 
     def smooth_slope(self) -> Array:
         """Return the engine's derivative of smooth forces by velocity, shape [N, nv, nv]."""
-        slope = np.zeros((self._worlds, self._nv, self._nv))
-        slope[:, self._place[0], self._place[1]] = self._out["qDeriv"]
-        return slope
+        return self._full_slope(self._out["qDeriv"])
 
     def pull_forces(self, mu: Array, wanted: frozenset[str], at: slice = _ALL) -> dict[str, Array]:
         """Return what is exact of ``mu · δr``, by name.
@@ -146,10 +146,12 @@ class SolvedWorlds:
 
     def pull_inertia(self, change: Array, pairs: Sequence[tuple[Array, Array]]) -> Array:
         """Return ``Σ x · δM y``, shape [n, m, moves]; the entries of δM are [n, moves, nC]."""
-        row, column, twice = self._row, self._column, self._twice
+        row, column = self._row, self._column
         if pairs[0][0].shape[1] == 1:  # one row: the entries' weights are cheaper than δM y
-            weight = sum(x[:, :, row] * y[:, None, column] + x[:, :, column] * (y[:, None, row] * twice) for x, y in pairs)
-            return np.asarray(weight @ change.transpose(0, 2, 1))
+            outer = sum((x.transpose(0, 2, 1) @ y[:, None] for x, y in pairs[1:]), pairs[0][0].transpose(0, 2, 1) @ pairs[0][1][:, None])
+            flat = outer.reshape(len(outer), -1)
+            weight = flat.take(self._entry, 1) + flat.take(self._mirror, 1) * self._twice
+            return (weight[:, None] @ change.transpose(0, 2, 1))
         total = np.zeros(())
         entry = np.arange(len(row))
         for x, y in pairs:
@@ -161,20 +163,21 @@ class SolvedWorlds:
 
     def _move(self, force: Array | None, fields: Mapping[str, Array]) -> Moved:
         plan = self._plan
-        sides = 2 if plan.stepped or self.stiff is not None else 1
-        if sides not in self._moved:
-            self._moved[sides] = Moved(self.model, self._worlds, plan.groups, stepped=plan.stepped, unmoved=plan.factored, sides=sides,
-                                       copies=plan.stages, threads=self._threads)
-        moved = self._moved[sides]
+        centred = plan.stepped or self.stiff is not None
+        if centred not in self._moved:
+            self._moved[centred] = Moved(self.model, self._worlds, plan.groups, stepped=plan.stepped, factored=plan.factored,
+                                         unmoved={} if centred else self._out, passive=plan.passive and not centred,
+                                         copies=plan.stages, threads=self._threads)
+        moved = self._moved[centred]
         moved.step(self.parts, force, self.acceleration, fields)
         return moved
 
     def _curvature(self) -> tuple[Array, Array | None]:
         """Return M + Jᵀ S J and, where worlds have constraints, Jᵀ S B J, shape [N, nv, nv] each."""
         inertia, counts = self.inertia, self._out["nefc"].reshape(-1)
-        worlds = np.flatnonzero(counts)
-        if not len(worlds):
+        if not counts.any():
             return inertia, None
+        worlds = np.flatnonzero(counts)
         rows = read_rows(self._batch, self._data, worlds, counts[worlds], self._nv)
         by_acceleration, by_velocity = constraint_slopes(rows, self.acceleration[worlds])
         if len(worlds) == self._worlds:
@@ -183,3 +186,26 @@ class SolvedWorlds:
         hessian[worlds] += by_acceleration
         stiff[worlds] = by_velocity
         return hessian, stiff
+
+
+class _Dense:
+    """Spreads the entries of sparse matrices [n, entries] over full ones [n, nv, nv].
+
+    Args:
+        size: nv.
+        places: Rows and columns of the entries; several for entries that stand in several places.
+    """
+
+    def __init__(self, size: int, *places: tuple[NDArray[np.intp], NDArray[np.intp]]) -> None:
+        self._size, self._entry, there = size, np.zeros((size, size), np.intp), np.zeros((size, size))
+        for row, column in places:
+            self._entry[row, column], there[row, column] = np.arange(len(row)), 1.0
+        self._there = None if there.all() else there
+
+    def __call__(self, entries: Array) -> Array:
+        if not self._size:
+            return np.zeros((len(entries), 0, 0))
+        full = entries.take(self._entry, 1)
+        if self._there is not None:
+            full *= self._there
+        return full
