@@ -108,7 +108,8 @@ class StepAdjoint:
             found = self._differentiate(states[k], inputs, cotangent[:, None], wanted | {"state"} if k else wanted, fields)
             total = {name: x + total[name] if name in total and name != "state" else x for name, x in found.items()} if total else found
             cotangent = found["state"][:, 0] if k else cotangent
-        return Gradients(**{name: total[name][:, 0] for name in wanted})
+        rows = {name: total[name][:, 0] for name in wanted}
+        return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"))
 
     def jacobian(self, inputs: Inputs, wanted: Collection[str], *, substeps: int = 1,
                  fields: Mapping[str, Array] | None = None) -> dict[str, Array]:

@@ -32,7 +32,7 @@ def supported(model: mujoco.MjModel, fields: Collection[str] = ()) -> str | None
     history = mujoco.mj_stateSize(model, int(mujoco.mjtState.mjSTATE_PHYSICS)) != model.nq + model.nv + model.na
     varying = sorted(_FIXED.intersection(fields))
     reasons = {
-        f"integrator {_INTEGRATOR(integrator).name[6:]}: its step is not that of one acceleration":
+        f"integrator {_INTEGRATOR(integrator).name[6:]}: its step is not made of accelerations":
             integrator not in (_EULER, _FAST, _IMPLICIT, _RK4),
         "RK4 with actuators that integrate their activation by a law of their own": integrator == _RK4 and not has_plain_memory(model),
         **{reason: int(option.enableflags) & int(flag) for flag, reason in _FLAGS.items()},

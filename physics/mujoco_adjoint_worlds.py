@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from residual_mbrl.physics.mujoco_adjoint_plan import Plan
 from residual_mbrl.physics.mujoco_probes import quaternions
-from residual_mbrl.physics.mujoco_solved_worlds import SolvedWorlds
+from residual_mbrl.physics.mujoco_solved_worlds import SolvedWorlds, solve_rows
 from residual_mbrl.physics.mujoco_tangent import rotation
 
 Array = NDArray[np.float64]
@@ -73,10 +73,10 @@ class AdjointWorlds:
         solved, plan, to_velocity = self._solved, self.plan, self.h * onto[:, :, : self.nv]
         w: Array | None = None
         if inverse is None:
-            mu = _solve(solved.hessian, to_velocity)
+            mu = solve_rows(solved.hessian, to_velocity)
         else:
             w = to_velocity @ inverse
-            mu = w if solved.stiff is None else _solve(solved.hessian, w @ solved.inertia)
+            mu = w if solved.stiff is None else solve_rows(solved.hessian, w @ solved.inertia)
         found = solved.pull_forces(mu, wanted)
         if plan.stepped:
             found |= self._by_steps(onto, -mu if w is None else w - mu)
@@ -117,7 +117,7 @@ class AdjointWorlds:
         solved = self._solved
         if not self.plan.implicit:
             return None, solved.acceleration
-        inverse: Array = np.linalg.inv(self._metric(damping))
+        inverse = np.asarray(np.linalg.inv(self._metric(damping)), np.float64)
         return inverse, (inverse @ (solved.inertia @ solved.acceleration[..., None]))[..., 0]
 
     def _metric(self, damping: Array) -> Array:
@@ -151,11 +151,6 @@ class AdjointWorlds:
         for _, v in self._quaternions:
             turn[:, v : v + 3, v : v + 3], spread[:, v : v + 3, v : v + 3] = rotation(angle[:, v : v + 3])
         return turn, spread
-
-
-def _solve(matrix: Array, rows: Array) -> Array:
-    """Return rows [n, m, nv] times the inverse of a symmetric matrix."""
-    return np.asarray(np.linalg.solve(matrix, rows.transpose(0, 2, 1)), np.float64).transpose(0, 2, 1)
 
 
 def _times(rows: Array, matrix: Array | None) -> Array:

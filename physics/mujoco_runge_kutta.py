@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from residual_mbrl.physics.mujoco_actuation import memory_slopes
 from residual_mbrl.physics.mujoco_adjoint_plan import Plan
 from residual_mbrl.physics.mujoco_probes import coordinates
-from residual_mbrl.physics.mujoco_solved_worlds import SolvedWorlds
+from residual_mbrl.physics.mujoco_solved_worlds import SolvedWorlds, solve_rows
 from residual_mbrl.physics.mujoco_tangent import angle_rate, rotation, turned
 
 Array = NDArray[np.float64]
@@ -111,7 +111,7 @@ class RungeKuttaWorlds:
     def _pull(self, onto: Array, wanted: frozenset[str], at: slice) -> dict[str, Array]:
         """Return products of cotangents [n, m, nv + na] of acceleration and rate of activation, by all that these depend on."""
         solved, nv = self._solved, self.nv
-        mu = np.linalg.solve(solved.hessian[at], onto[:, :, :nv].transpose(0, 2, 1)).transpose(0, 2, 1)
+        mu = solve_rows(solved.hessian[at], onto[:, :, :nv])
         found = solved.pull_forces(mu, wanted | {"state"}, at)
         found |= solved.pull_differences(mu, [(-mu, solved.acceleration[at])], onto[:, :, nv:], at)
         found["y"] = np.concatenate([found["velocity"], found["activation"]], 2) if self.na else found["velocity"]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from residual_mbrl.physics.mujoco_actuation import ActuatorSlopes, SimpleActuators
 from residual_mbrl.physics.mujoco_adjoint_plan import Plan
 from residual_mbrl.physics.mujoco_contact_hessian import constraint_slopes, read_rows
-from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, Moved, engine_model, make_batch
+from residual_mbrl.physics.mujoco_moved_worlds import Moved
+from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_batch
 
 Array = NDArray[np.float64]
 
@@ -72,9 +73,9 @@ class SolvedWorlds:
         self._row, self._column = np.repeat(np.arange(self._nv), model.M_rownnz), model.M_colind.astype(int)
         self._entry, self._mirror = self._row * self._nv + self._column, self._column * self._nv + self._row
         self._twice = np.where(self._row == self._column, 0.0, 1.0)
-        place = np.repeat(np.arange(self._nv), model.D_rownnz), model.D_colind.astype(int)
-        self._full_inertia = _Dense(self._nv, (self._row, self._column), (self._column, self._row))
-        self._full_slope = _Dense(self._nv, place)
+        slope = np.repeat(np.arange(self._nv), model.D_rownnz), model.D_colind.astype(int)
+        self._full_inertia = _Dense(self._nv, (self._row, self._column), (self._column, self._row))  # the engine keeps one half
+        self._full_slope = _Dense(self._nv, slope)
         self._stateful = np.flatnonzero(model.actuator_actadr >= 0)
         self._memory = model.actuator_actadr[self._stateful]
 
@@ -148,17 +149,15 @@ class SolvedWorlds:
         """Return ``Σ x · δM y``, shape [n, m, moves]; the entries of δM are [n, moves, nC]."""
         row, column = self._row, self._column
         if pairs[0][0].shape[1] == 1:  # one row: the entries' weights are cheaper than δM y
-            outer = sum((x.transpose(0, 2, 1) @ y[:, None] for x, y in pairs[1:]), pairs[0][0].transpose(0, 2, 1) @ pairs[0][1][:, None])
-            flat = outer.reshape(len(outer), -1)
+            flat = np.add.reduce([x.transpose(0, 2, 1) @ y[:, None] for x, y in pairs]).reshape(len(change), -1)
             weight = flat.take(self._entry, 1) + flat.take(self._mirror, 1) * self._twice
-            return (weight[:, None] @ change.transpose(0, 2, 1))
-        total = np.zeros(())
-        entry = np.arange(len(row))
+            return np.asarray(weight[:, None] @ change.transpose(0, 2, 1))
+        entry, total = np.arange(len(row)), np.zeros((*pairs[0][0].shape[:2], change.shape[1]))
         for x, y in pairs:
             spread = np.zeros((len(y), len(row), self._nv))
             spread[:, entry, column] = y[:, row]
             spread[:, entry, row] = y[:, column]
-            total = total + x @ (change @ spread).transpose(0, 2, 1)
+            total += x @ (change @ spread).transpose(0, 2, 1)
         return total
 
     def _move(self, force: Array | None, fields: Mapping[str, Array]) -> Moved:
@@ -186,6 +185,11 @@ class SolvedWorlds:
         hessian[worlds] += by_acceleration
         stiff[worlds] = by_velocity
         return hessian, stiff
+
+
+def solve_rows(matrix: Array, rows: Array) -> Array:
+    """Return rows [n, m, nv] times the inverse of symmetric matrices [n, nv, nv]."""
+    return np.asarray(np.linalg.solve(matrix, rows.transpose(0, 2, 1)), np.float64).transpose(0, 2, 1)
 
 
 class _Dense:
