@@ -7,7 +7,12 @@ is ``v + h M̂⁻¹ r``, and
 
     w = h M̂⁻ᵀ λ,   mu = H⁻¹ M w,   λᵀ δv' = λᵀ δv'|a + (w - mu)ᵀ δg,   λᵀ δv'/δforce = muᵀ.
 
-Euler without damping integrates a itself: ``λᵀ δv' = λᵀ δv - muᵀ δg``, mu = h H⁻¹ λ. Then ``q' = q ⊞ h v'``.
+Euler without damping integrates a itself: ``λᵀ δv' = λᵀ δv - muᵀ δg``, mu = h H⁻¹ λ. Then ``q' = q ⊞ h v'``. Runge and Kutta's method
+has four such accelerations (``mujoco_runge_kutta``).
+
+Where M̂ is M plus a constant, v' needs no integration of what is moved. With r = M a, and c = M̂⁻¹ r the change of velocity over h,
+
+    λᵀ δv' = λᵀ δv + muᵀ δr + (w - mu)ᵀ δM a - wᵀ δM c.
 
 Where the parts come from, and why (us of processor time per world; a cart-pole, a 7-joint arm with dry friction and limits, an 18-dof
 quadruped on the floor, a humanoid of 23 dof):
@@ -25,9 +30,11 @@ quadruped on the floor, a humanoid of 23 dof):
  - Action and activation: exact for linear filters and affine gains (``mujoco_actuation``); by differences with a held for others.
  - Velocity: exact from the engine's own derivative of the smooth forces and the damping of the constraint rows, where nothing in
    the integrator's inertia depends on velocity; by differences with a held elsewhere.
- - Position: centred differences with a held, of native steps of all worlds at once. Kinematics and collision have no other derivative
-   here, and this takes 2 nv cheap steps where differences of everything take 2 (3 nv + nu) full ones. No solver tolerance enters, so
-   that the moves can be smaller. The columns come all at once: a Jacobian costs little more than a vector-Jacobian product.
+ - Position: differences with a held, of all worlds at once in a native call. Kinematics and collision have no other derivative here,
+   and this takes nv or 2 nv cheap evaluations where differences of everything take 2 (3 nv + nu) full steps. No solver tolerance enters,
+   so that the moves can be smaller. Where no world has constraints, forces bend so little that moves to one side do; constraints are
+   left out then, and so are motors. A contact's force bends within a millimetre: moves to both sides. The columns come all at once: a
+   Jacobian costs little more than a vector-Jacobian product.
 """
 
 from __future__ import annotations

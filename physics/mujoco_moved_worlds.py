@@ -53,7 +53,7 @@ class Moved:
         self.sizes = {g: s for g, s in (("position", nv), ("velocity", nv), ("activation", na), ("action", int(model.nu))) if g in groups}
         self._count = sum(self.sizes.values())
         self._position = self.sizes.get("position", 0)
-        self._worlds, self._rows = worlds, sides * self._count + factored
+        self._rows = sides * self._count + factored
         self._stepped, self._unmoved, self._sides, self.width = stepped, unmoved, sides, sides * _MOVE[sides]
         self._stage = int(mujoco.mjtStage.mjSTAGE_VEL if passive else mujoco.mjtStage.mjSTAGE_ACC)
         self._batch = make_batch(changed, worlds * self._rows, threads)
@@ -61,7 +61,7 @@ class Moved:
         self._passive = passive
         read = {"qfrc_passive": passive, "qfrc_bias": passive, "qfrc_smooth": not passive, "qfrc_constraint": sides == 2,
                 "M": self._position, "act_dot": na and not stepped, "qH": factored}
-        self._out = {name: self._batch.bind(name) for name, needed in read.items() if needed}
+        self._out = {name: self._batch.bind(name).reshape(worlds, self._rows, -1) for name, needed in read.items() if needed}
         self._quaternions, plain = coordinates(model)
         self._turns = _turns(_MOVE[sides])
         self._moves: dict[str, Array] = {}
@@ -76,8 +76,8 @@ class Moved:
             self._moves[group] = move
             start += size
         names = {"position": "qpos", "velocity": "qvel", "activation": "act", "action": "ctrl"}
-        self._parts = {group: self._batch.bind(name) for group, name in names.items()}
-        self._shaped = {group: view.reshape(worlds, self._rows, -1) for group, view in self._parts.items() if view.shape[1]}
+        views = {group: self._batch.bind(name) for group, name in names.items()}
+        self._shaped = {group: view.reshape(worlds, self._rows, -1) for group, view in views.items() if view.shape[1]}
         self._time, force, warm = (self._batch.bind(n) for n in ("time", "qfrc_applied", "qacc_warmstart"))
         self._force, self._warm = force.reshape(worlds, self._rows, -1), warm.reshape(worlds, self._rows, -1)
 
@@ -114,11 +114,11 @@ class Moved:
 
     def velocity(self) -> Array:
         """Return the difference of the next velocity between a move forth and back, shape [n, moves, nv]."""
-        return self._sided(self._parts["velocity"], self._count)
+        return self._stepped_difference("velocity")
 
     def memory(self) -> Array:
         """Return the difference of the next activation, shape [n, moves, na]."""
-        return self._sided(self._parts["activation"], self._count)
+        return self._stepped_difference("activation")
 
     def memory_rate(self, at: slice = _ALL) -> Array:
         """Return the difference of the activation's rate, of some worlds, shape [n, moves, na]."""
@@ -137,7 +137,7 @@ class Moved:
 
     def factor(self) -> Array:
         """Return the factor of the inertia that the integrator of the unmoved worlds inverted, shape [n, nC]."""
-        factor: Array = self._out["qH"].reshape(self._worlds, self._rows, -1)[:, -1]
+        factor: Array = self._out["qH"][:, -1]
         return factor
 
     def split(self, rows: Array) -> dict[str, Array]:
@@ -149,15 +149,14 @@ class Moved:
         return found
 
     def _difference(self, name: str, moves: int, at: slice) -> Array:
+        values: Array = self._out[name]
         if self._sides == 2:
-            return self._sided(self._out[name], moves, at)
-        values = self._out[name]
-        shaped: Array = values.reshape(self._worlds, self._rows, values.shape[1])[at, :moves]
-        return shaped - self._unmoved[name][at, None]
+            return values[at, :moves] - values[at, self._count : self._count + moves]
+        return values[at, :moves] - self._unmoved[name][at, None]
 
-    def _sided(self, values: Array, moves: int, at: slice = _ALL) -> Array:
-        shaped = values.reshape(self._worlds, self._rows, values.shape[1])[at]
-        return shaped[:, :moves] - shaped[:, self._count : self._count + moves]
+    def _stepped_difference(self, group: str) -> Array:
+        values: Array = self._shaped[group]
+        return values[:, : self._count] - values[:, self._count : 2 * self._count]
 
 
 def _turns(angle: float) -> Array:

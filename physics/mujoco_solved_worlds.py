@@ -149,7 +149,11 @@ class SolvedWorlds:
         """Return ``Σ x · δM y``, shape [n, m, moves]; the entries of δM are [n, moves, nC]."""
         row, column = self._row, self._column
         if pairs[0][0].shape[1] == 1:  # one row: the entries' weights are cheaper than δM y
-            flat = np.add.reduce([x.transpose(0, 2, 1) @ y[:, None] for x, y in pairs]).reshape(len(change), -1)
+            (x, y), *others = pairs
+            outer = x.transpose(0, 2, 1) @ y[:, None]
+            for x, y in others:
+                outer += x.transpose(0, 2, 1) @ y[:, None]
+            flat = outer.reshape(len(outer), -1)
             weight = flat.take(self._entry, 1) + flat.take(self._mirror, 1) * self._twice
             return np.asarray(weight[:, None] @ change.transpose(0, 2, 1))
         entry, total = np.arange(len(row)), np.zeros((*pairs[0][0].shape[:2], change.shape[1]))
