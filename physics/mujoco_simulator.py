@@ -156,15 +156,13 @@ class MujocoSimulator(Baseline):
         parameters it is taken by centred differences, all perturbed worlds in one batch.
         """
         exact = wanted & EXACT if self.inexact is None else frozenset[str]()
-        rest = wanted - exact
-        by = Gradients()
-        if rest:
-            by = pull_back_by_differences(self._perturbed, self.space, inputs, cotangent, rest, scales=self._scales())
+        rest, own = wanted - exact, None
         if exact:
-            fields = self._place(inputs).fields()
-            own = self._exact().pull_back(inputs, cotangent, exact, substeps=self.substeps, fields=fields)
-            by = replace(own, values=by.values)
-        return by
+            own = self._exact().pull_back(inputs, cotangent, exact, substeps=self.substeps, fields=self._place(inputs).fields())
+            if not rest:
+                return own
+        by = pull_back_by_differences(self._perturbed, self.space, inputs, cotangent, rest, scales=self._scales())
+        return by if own is None else replace(own, values=by.values)
 
     def jacobian(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], force: Tensor | None = None,
                  parameters: Values | None = None) -> StepJacobian:
