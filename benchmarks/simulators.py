@@ -3,7 +3,7 @@
     python benchmarks/simulators.py [--quick] [--json rows.json]
 
 Each number is a median; ours and the other are measured in turn. The quadruped and the humanoid are Gymnasium's ant and humanoid with
-MuJoCo's default integrator. They are shipped with RK4, through which there is no exact adjoint: derivatives are measured for both.
+MuJoCo's default integrator. They are shipped with RK4: derivatives are measured for both.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ torch's own threads, so that a core that others use holds up little; see ``nativ
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,34 @@ import numpy as np
 from residual_mbrl.kernels import rollout
 from residual_mbrl.kernels.lanes import lane_count
 from residual_mbrl.kernels.mlp import Network, Schedule, lay_out
-from residual_mbrl.kernels.native import REALS, Kernel, parallel_region
+from residual_mbrl.kernels.native import REALS, Call, Kernel, parallel_region
 from residual_mbrl.kernels.rollout import FIELDS, PLACES
 from residual_mbrl.kernels.system import Cost, System
 
 KEPT_BYTES = 16 * 2**20
 """Units of the forward sweep are kept for the reverse one up to this size, about what the caches hold; beyond, they are computed again."""
-CHUNK_BYTES = 320 * 2**10
-"""Units, and deltas, of so many steps stay in the second cache until the weight gradients take them up."""
+CHUNK_BYTES = 640 * 2**10
+"""Units of so many steps stay in the second cache until the reverse sweep has used them."""
+SPAN = 32
+"""Steps whose deltas the weight gradients take up at once."""
 WIDE_WORLDS = 4
 """Batches up to this size run with a layer's units in the lanes, larger ones with worlds."""
-PIECES = 8
-"""Pieces of a batch for each thread."""
+PIECES = 2
+"""Pieces of a batch for each thread. Each has weight gradients of its own, which are summed in order: the result does not depend on
+which thread took which piece, and is repeatable to the last bit."""
+PATIENCE = 1.2
+"""Threads must finish within this fraction of a single one's time, or the next launches of that kind go without them for a while."""
+LONGEST_PAUSE = 256
+"""Launches at most until threads are tried again."""
 THREAD_WORK = 60e-6
 """Estimated seconds of a sweep below which a second thread costs more than it gives."""
 SHAPES = 32
 """Shapes whose launches are remembered."""
 MULTIPLY_ADDS = 5e10
 """A core's multiply-adds a second, about, for the estimate."""
+
+
+FLAT, STATUS, THREADS, REGION, FINISH = (PLACES[n] for n in ("flat", "status", "threads", "region", "finish"))
 
 
 class Kept:
@@ -65,11 +76,12 @@ class Plan:
         self.lock = Lock()
         self._engine, self._workers, self._version = engine, workers, -1
         self._tables: dict[object, Any] = {}
+        self._paces: defaultdict[object, _Pace] = defaultdict(_Pace)
         self._templates: dict[object, list[int]] = {}
         self._memory: list[np.ndarray] = []
         self._pool: deque[np.ndarray] = deque()
         self.row = (network.slots + (64 if schedule.wide else 4)) * (1 if schedule.wide else schedule.lanes)
-        self.chunk = max(1, min(horizon, CHUNK_BYTES // (self.row * self.bytes)))
+        self.chunk = min(horizon, max(1, CHUNK_BYTES // (self.row * self.bytes * SPAN)) * SPAN)
         self.blocks = members * -(-(batch // members) // schedule.worlds)
         self.keeps = self.blocks * horizon * self.row * self.bytes <= KEPT_BYTES
         self._packed = aligned_zeros(members, max(len(network.packing), 16), dtype=self.real)
@@ -77,7 +89,7 @@ class Plan:
         self._index = _kept_ints(network.packing)
         self._shared = {
             "batch": batch, "horizon": horizon, "members": members, "member_worlds": batch // members, "row": self.row,
-            "chunk": self.chunk, "packed_size": self._packed.shape[1], "flat_size": len(network.gathering), "nets": len(network.layers),
+            "chunk": self.chunk, "span": min(SPAN, horizon), "packed_size": self._packed.shape[1], "flat_size": len(network.gathering), "nets": len(network.layers),
             "n_inputs": len(network.inputs), "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
         for name, values in (("layers", network.layers), ("inputs", network.inputs), ("outputs", network.outputs),
                              ("squashed", network.squashed), ("spans", network.spans), ("gathering", network.gathering)):
@@ -92,8 +104,8 @@ class Plan:
         return Kept(self._pool, array)
 
     def run(self, kind: str, kernel: Callable[[], Kernel], *, weights: int, version: int, key: object = None, learn: bool = False,
-            **addresses: int) -> None:
-        """Run a kernel on arrays at these addresses.
+            **addresses: int) -> int:
+        """Run a kernel on arrays at these addresses; return its status, see ``rollout.CHANGED``.
 
         Args:
             kind: "forward", "reverse", "cost", "cost_gradient" or "linearise".
@@ -107,26 +119,34 @@ class Plan:
         with self.lock:
             if (kind, key) not in self._tables:
                 self._prepare(kind, key, kernel())
-            self._packed_from(weights, version)
+            if version != self._version:
+                self._packed_from(weights, version)
             values = self._templates[kind, key].copy()
+            values[FLAT] = weights
             for name, value in addresses.items():
                 values[PLACES[name]] = value
             if learn and len(self.network.gathering):
                 values[PLACES["learn"]] = 1
                 self._gradients[:] = 0.0
                 values[PLACES["gradients"]] = _address(self._gradients)
-            _launch(self._tables[kind, key], values)
+            call = self._tables[kind, key]
+            if values[THREADS] == 1:
+                call(values)
+            else:
+                self._paces[kind, key].launch(call, values)
+            return call.table[STATUS]  # type: ignore[no-any-return]
 
     def _prepare(self, kind: str, key: object, kernel: Kernel) -> None:
         threads, blocks, member_blocks = self._shares(kind)
-        schedule, chunk = self.schedule, self.chunk if kind in ("reverse", "cost_gradient") else 1
-        size = (2 if kind in ("reverse", "cost_gradient", "linearise") else 1) * chunk * self.row
+        schedule, chunk = self.schedule, self.chunk
+        rows = {"reverse": chunk + min(SPAN, self.horizon), "cost_gradient": chunk + min(SPAN, self.horizon), "linearise": 2}.get(kind, 1)
+        size = rows * self.row
         if kind == "cost_gradient":
             size += (chunk + -(-self.horizon // chunk)) * self._engine.system.nx * schedule.world_lanes
         size = -(-size // 16) * 16
         scratch = aligned_zeros(threads, size, dtype=self.real)
         given = {**self._shared, "threads": threads, "blocks": blocks, "member_blocks": member_blocks, "scratch_size": size,
-                 "piece": max(1, blocks // (threads * PIECES)) if threads > 1 else blocks, "scratch": self._hold(scratch),
+                 "piece": -(-blocks // (threads * PIECES)) if threads > 1 else blocks, "scratch": self._hold(scratch),
                  "gradient_size": self._gradients.shape[-1] if kind in ("reverse", "cost_gradient") else 0, "region": parallel_region()}
         self._templates[kind, key] = [given.get(n, 0) for n in FIELDS]
         self._tables[kind, key] = kernel.table()
@@ -143,15 +163,15 @@ class Plan:
     @property
     def _gradients(self) -> np.ndarray:
         if not hasattr(self, "_gradient_memory"):
-            threads = max(self._shares("reverse")[0], 1)
-            self._gradient_memory = aligned_zeros(threads, self.members, max(self.network.gradients, 16), dtype=self.real)
+            threads = self._shares("reverse")[0]
+            self._gradient_memory = aligned_zeros(threads * PIECES if threads > 1 else 1, self.members, max(self.network.gradients, 16), dtype=self.real)
         return self._gradient_memory
 
     def _packed_from(self, weights: int, version: int) -> None:
-        if version != self._version and len(self.network.packing):
+        if len(self.network.packing):
             self._pack([weights, _address(self._index), _address(self._packed), self._packed.shape[1], len(self.network.gathering),
                         self.members])
-            self._version = version
+        self._version = version
 
     def _hold(self, array: np.ndarray) -> int:
         self._memory.append(array)
@@ -205,7 +225,7 @@ class Engine:
 
     def kernel(self, kind: str, schedule: Schedule, cost: Cost | None = None) -> Kernel:
         """Return a kernel, built when it is first asked for."""
-        key = (kind, schedule.name, cost)
+        key = (kind, schedule.name, None if cost is None else cost.key)
         if key not in self._kernels:
             makers = {"forward": rollout.forward_kernel, "reverse": rollout.reverse_kernel, "linearise": rollout.linearise_kernel}
             with_cost = {"cost": rollout.cost_kernel, "cost_gradient": rollout.cost_gradient_kernel}
@@ -225,17 +245,44 @@ def units_wide(real: str) -> Schedule:
     return Schedule("units", 1, real, 64 // REALS[real])
 
 
-def _launch(call: Any, values: list[int]) -> None:
-    """Run a kernel in torch's threads, or in threads of our own where torch has no such library."""
-    threads = values[PLACES["threads"]]
-    if threads == 1 or values[PLACES["region"]]:
-        call(values)
-        return
-    values[PLACES["finish"]] = 0
+class _Pace:
+    """Decides launch by launch whether threads pay.
+
+    On idle cores they do. Where other processes want the cores too, a parallel region waits for a scheduler's turn, milliseconds for
+    a launch that takes one thread less than one; then a launch goes on in the calling thread alone, and threads are tried again later.
+    """
+
+    def __init__(self) -> None:
+        self._pause = 0
+        self._seconds = float("inf")
+        self._left = 2  # the first launch of all is slow for other reasons
+
+    def launch(self, call: Call, values: list[int]) -> None:
+        threads = values[THREADS]
+        begin = perf_counter()
+        if self._left:
+            self._left -= 1
+            values[REGION] = 0
+            call(values)
+            self._seconds = min(self._seconds, perf_counter() - begin)
+            return
+        if values[REGION]:
+            call(values)
+        else:
+            _launch_in_own_threads(call, values, threads)
+        if perf_counter() - begin > PATIENCE * self._seconds:
+            self._pause = self._left = min(2 * self._pause + 4, LONGEST_PAUSE)
+        else:
+            self._pause = 0
+
+
+def _launch_in_own_threads(call: Call, values: list[int], threads: int) -> None:
+    """Run a kernel where torch has no threads that it could lend."""
+    values[FINISH] = 0
     call.fill(values)
     for other in [_threads().submit(call.launch) for _ in range(threads)]:
         other.result()
-    values[PLACES["finish"]], values[PLACES["next"]] = 1, values[PLACES["blocks"]]
+    values[FINISH], values[PLACES["next"]], values[STATUS] = 1, values[PLACES["blocks"]], call.table[STATUS]
     call(values)
 
 

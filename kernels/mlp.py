@@ -111,7 +111,7 @@ def _lane_product(most: int) -> str:
 
     by_sixteen = f"for (; j + 8 < m; j += 16) {{ {block(16)} }}" if most == 16 else ""
     return f"""
-static inline void product(const R* W, const R* bias, int n, int m, const N* X, N* Y) {{
+static __attribute__((noinline)) void product(const R* W, const R* bias, int n, int m, const N* X, N* Y) {{
     int j = 0;
     {by_sixteen}
     for (; j < m; j += 8) {{ {block(8)} }}
@@ -135,7 +135,7 @@ static inline void fold(N* s, R* to) {{
     N* g = (N*)to;
     for (int k = 0; k < {16 // lanes}; ++k) g[k] += s[k];
 }}
-static void accumulate(int n, int m, const N* X, const N* D, long stride, int rows, R* G, R* Gb) {{
+static __attribute__((noinline)) void accumulate(int n, int m, const N* X, const N* D, long stride, int rows, R* G, R* Gb) {{
     const int tiles = (m + 3) / 4;
     for (int i = 0; i < (n + 3) / 4; ++i)
         for (int j = 0; j < tiles; ++j) {{
@@ -176,7 +176,7 @@ def _wide_product() -> str:
 
     return f"""
 enum {{ LANES = sizeof(N) / sizeof(R) }};
-static inline void product(const R* W, const R* bias, int n, int m, const R* X, R* Y) {{
+static __attribute__((noinline)) void product(const R* W, const R* bias, int n, int m, const R* X, R* Y) {{
     const int padded = (n + {PHASES - 1}) / {PHASES} * {PHASES};
     int j = 0;
     for (; j + 3 * LANES < m; j += 4 * LANES) {{ {block(4, 4)} }}
@@ -191,7 +191,7 @@ def _wide_accumulate(lanes: int) -> str:
     sums = "".join(f"a{k} += x[{k}] * e;" for k in range(8))
     adds = "".join(f"g[{k} * blocks] += a{k};" for k in range(8))
     return f"""
-static void accumulate(int n, int m, const R* X, const R* D, long stride, int rows, R* G, R* Gb) {{
+static __attribute__((noinline)) void accumulate(int n, int m, const R* X, const R* D, long stride, int rows, R* G, R* Gb) {{
     const int blocks = (m + {lanes - 1}) / {lanes};
     for (int j = 0; j < blocks; ++j) {{
         for (int i = 0; i < (n + 7) / 8; ++i) {{

@@ -21,12 +21,12 @@ from residual_mbrl.kernels.system import Cost, System, cost_text, jacobian_text,
 
 FIELDS = (
     # sharing out the work
-    "region", "threads", "next", "entered", "blocks", "piece", "finish",
+    "region", "threads", "next", "entered", "blocks", "piece", "finish", "status",
     # sizes
-    "batch", "horizon", "member_worlds", "member_blocks", "members", "row", "chunk", "scratch_size", "packed_size", "gradient_size",
-    "flat_size", "nets", "n_inputs", "n_outputs", "keep", "learn", "reference_stride",
+    "batch", "horizon", "member_worlds", "member_blocks", "members", "row", "chunk", "span", "scratch_size", "packed_size", "gradient_size",
+    "flat_size", "nets", "n_inputs", "n_outputs", "keep", "learn", "reference_stride", "reference_rows",
     # model
-    "weights", "layers", "inputs", "outputs", "squashed", "spans", "constants", "parameters", "gathering",
+    "entries", "n_entries", "flat", "weights", "layers", "inputs", "outputs", "squashed", "spans", "constants", "parameters", "gathering",
     # in
     "initial", "actions", "states", "references", "seeds", "grad_states",
     # scratch
@@ -35,23 +35,30 @@ FIELDS = (
     "costs", "grad_initial", "grad_actions", "grad_parameters", "grad_weights", "A", "B")
 """The table of a launch: numbers, and addresses of contiguous arrays of the model's real type, worlds first."""
 PLACES = {name: i for i, name in enumerate(FIELDS)}
+CHANGED, BAD_STATE, BAD_ACTION = 1, 2, 4
+"""Bits of the status: weights are not those packed (nothing was computed), a first state or an action is not finite."""
 
 
 def forward_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that writes states."""
     return _kernel(schedule, _model_text(system, schedule), """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         T x[NX], u[NU], p[NP];
         b.load_parameters(p);
         load_n(NX, (const R*)a[F_initial] + b.first * NX, NX, b.count, x);
+        TM state_is_finite = (T)(0) == (T)(0), actions_are_finite = state_is_finite;
+        check(x, NX, state_is_finite);
         for (long t = 0; t < b.H; ++t) {
             store_n(NX, (R*)a[F_states] + (b.first * (b.H + 1) + t) * NX, (b.H + 1) * NX, b.count, x);
             load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+            check(u, NU, actions_are_finite);
             R* row = a[F_keep] ? (R*)a[F_units] + (index * b.H + t) * a[F_row] : scratch;
             step(a, b, row, x, u, p);
         }
         store_n(NX, (R*)a[F_states] + (b.first * (b.H + 1) + b.H) * NX, (b.H + 1) * NX, b.count, x);
+        report(a, state_is_finite, STATUS_STATE);
+        report(a, actions_are_finite, STATUS_ACTION);
     }
     static void conclude(long long* a) {}
     """)
@@ -60,15 +67,16 @@ def forward_kernel(system: System, schedule: Schedule) -> Kernel:
 def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that takes gradients back."""
     return _kernel(schedule, _model_text(system, schedule) + _BACK, """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         const long chunk = a[F_chunk], size = a[F_row];
-        R* deltas = scratch + chunk * size;
+        R* deltas = scratch;
+        R* own_rows = scratch + a[F_span] * size;
         T x[NX], u[NU], p[NP], gx[NX] = {}, gu[NU], gp[NP] = {};
         b.load_parameters(p);
         for (long end = b.H; end > 0;) {
             const long begin = (end - 1) / chunk * chunk;
-            R* rows = a[F_keep] ? (R*)a[F_units] + (index * b.H + begin) * size : scratch;
+            R* rows = a[F_keep] ? (R*)a[F_units] + (index * b.H + begin) * size : own_rows;
             if (!a[F_keep] && a[F_nets])
                 for (long t = begin; t < end; ++t) {
                     load_n(NX, (const R*)a[F_states] + (b.first * (b.H + 1) + t) * NX, (b.H + 1) * NX, b.count, x);
@@ -80,15 +88,15 @@ def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
                 load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
                 add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + t + 1) * NX, (b.H + 1) * NX, b.count, gx);
                 for (int i = 0; i < NU; ++i) gu[i] = (T)(0);
-                step_back(a, b, rows + (t - begin) * size, deltas + (t - begin) * size, x, u, p, gx, gu, gp);
+                step_back(a, b, rows + (t - begin) * size, deltas + (t - begin) % a[F_span] * size, x, u, p, gx, gu, gp);
                 store_n(NU, (R*)a[F_grad_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, gu);
+                learn(a, b, rows, deltas, t - begin, end - begin, piece);
             }
-            learn(a, b, rows, deltas, end - begin, worker);
             end = begin;
         }
         add_n(NX, (const R*)a[F_grad_states] + b.first * (b.H + 1) * NX, (b.H + 1) * NX, b.count, gx);
         store_n(NX, (R*)a[F_grad_initial] + b.first * NX, NX, b.count, gx);
-        store_n(NP, (R*)a[F_grad_parameters] + b.first * NP, NP, b.count, gp);
+        if (a[F_grad_parameters]) store_n(NP, (R*)a[F_grad_parameters] + b.first * NP, NP, b.count, gp);
     }
     static void conclude(long long* a) { gather(a); }
     """)
@@ -97,13 +105,16 @@ def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
 def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
     """Return the kernel that writes each world's cost."""
     return _kernel(schedule, _model_text(system, schedule) + cost_text(cost, system), """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         T x[NX], u[NU], p[NP], r[NR], total = (T)(0), now;
         b.load_parameters(p);
         load_n(NX, (const R*)a[F_initial] + b.first * NX, NX, b.count, x);
+        TM state_is_finite = (T)(0) == (T)(0), actions_are_finite = state_is_finite;
+        check(x, NX, state_is_finite);
         for (long t = 0; t < b.H; ++t) {
             load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+            check(u, NU, actions_are_finite);
             b.load_reference(t, NR, r);
             running(x, u, r, &now);
             total += now;
@@ -113,6 +124,8 @@ def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
         terminal(x, r, &now);
         total += now;
         store_n(1, (R*)a[F_costs] + b.first, 1, b.count, &total);
+        report(a, state_is_finite, STATUS_STATE);
+        report(a, actions_are_finite, STATUS_ACTION);
     }
     static void conclude(long long* a) {}
     """)
@@ -121,17 +134,19 @@ def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
 def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
     """Return the kernel that writes each world's cost and the gradients of ``Σ seeds · costs``."""
     return _kernel(schedule, _model_text(system, schedule) + _BACK + cost_text(cost, system), """
-    // scratch: rows and deltas of a chunk, states of a chunk, and a checkpoint at the start of every chunk
-    static void block(long long* a, long index, R* scratch, int worker) {
+    // scratch: deltas of a span, rows and states of a chunk, and a checkpoint at the start of every chunk
+    static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         const long chunk = a[F_chunk], size = a[F_row];
-        R* rows = scratch;
-        R* deltas = rows + chunk * size;
-        T* states = (T*)(deltas + chunk * size);
+        R* deltas = scratch;
+        R* rows = deltas + a[F_span] * size;
+        T* states = (T*)(rows + chunk * size);
         T* checkpoints = states + chunk * NX;
         T x[NX], u[NU], p[NP], r[NR], gx[NX] = {}, gu[NU], gp[NP] = {}, total = (T)(0), now, seed = (T)(1);
         b.load_parameters(p);
         load_n(NX, (const R*)a[F_initial] + b.first * NX, NX, b.count, x);
+        TM state_is_finite = (T)(0) == (T)(0), actions_are_finite = state_is_finite;
+        check(x, NX, state_is_finite);
         if (a[F_seeds]) load_n(1, (const R*)a[F_seeds] + b.first, 1, b.count, &seed);
         for (int k = b.count; k < WORLDS; ++k) seed[k] = 0;  // lanes without a world must not reach the weights
         const long last = (b.H - 1) / chunk * chunk;
@@ -140,6 +155,7 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
                 for (int i = 0; i < NX; ++i) checkpoints[t / chunk * NX + i] = x[i];
             for (int i = 0; i < NX; ++i) states[t % chunk * NX + i] = x[i];
             load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
+            check(u, NU, actions_are_finite);
             b.load_reference(t, NR, r);
             running(x, u, r, &now);
             total += now;
@@ -149,6 +165,8 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
         terminal(x, r, &now);
         total += now;
         store_n(1, (R*)a[F_costs] + b.first, 1, b.count, &total);
+        report(a, state_is_finite, STATUS_STATE);
+        report(a, actions_are_finite, STATUS_ACTION);
         d_terminal(x, r, &seed, gx);
         for (long begin = last; begin >= 0; begin -= chunk) {
             const long end = begin + chunk < b.H ? begin + chunk : b.H;
@@ -164,15 +182,15 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
                 const T* at = states + (t - begin) * NX;
                 load_n(NU, (const R*)a[F_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, u);
                 for (int i = 0; i < NU; ++i) gu[i] = (T)(0);
-                step_back(a, b, rows + (t - begin) * size, deltas + (t - begin) * size, at, u, p, gx, gu, gp);
+                step_back(a, b, rows + (t - begin) * size, deltas + (t - begin) % a[F_span] * size, at, u, p, gx, gu, gp);
                 b.load_reference(t, NR, r);
                 d_running(at, u, r, &seed, gx, gu);
                 store_n(NU, (R*)a[F_grad_actions] + (b.first * b.H + t) * NU, b.H * NU, b.count, gu);
+                learn(a, b, rows, deltas, t - begin, end - begin, piece);
             }
-            learn(a, b, rows, deltas, end - begin, worker);
         }
         store_n(NX, (R*)a[F_grad_initial] + b.first * NX, NX, b.count, gx);
-        store_n(NP, (R*)a[F_grad_parameters] + b.first * NP, NP, b.count, gp);
+        if (a[F_grad_parameters]) store_n(NP, (R*)a[F_grad_parameters] + b.first * NP, NP, b.count, gp);
     }
     static void conclude(long long* a) { gather(a); }
     """)
@@ -181,7 +199,7 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
 def linearise_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that writes A = ∂x'/∂x and B = ∂x'/∂u of every step; a block is some steps that follow each other."""
     return _kernel(schedule, _model_text(system, schedule) + jacobian_text(system) + _LINEAR, """
-    static void block(long long* a, long index, R* scratch, int worker) {
+    static void block(long long* a, long index, R* scratch, long piece) {
         Steps b(a, index);
         T x[NX], u[NU], p[NP];
         for (int k = 0; k < WORLDS; ++k) {
@@ -223,6 +241,7 @@ def _kernel(schedule: Schedule, members: str, main: str) -> Kernel:
 struct K {{
     typedef {schedule.real} R;
     enum {{ {fields} }};
+    enum {{ STATUS_CHANGED = {CHANGED}, STATUS_STATE = {BAD_STATE}, STATUS_ACTION = {BAD_ACTION} }};
     enum {{ WORLDS = {schedule.world_lanes}, BLOCK = {schedule.worlds} }};
     {types}{_MEMORY}{members}{main}{_WORK}
 }};
@@ -255,6 +274,13 @@ _MEMORY = """
             if (count == WORLDS) for (int k = 0; k < WORLDS; ++k) to[k * stride + i] = from[i][k];
             else for (int k = 0; k < count; ++k) to[k * stride + i] = from[i][k];
     }
+    static inline void check(const T* x, int n, TM& finite) {
+        for (int i = 0; i < n; ++i) finite &= abs_(x[i]) < (T)(__builtin_inf());
+    }
+    static inline void report(long long* a, TM finite, int bit) {
+        for (int k = 0; k < WORLDS; ++k)
+            if (!finite[k]) { __atomic_fetch_or(&a[F_status], bit, __ATOMIC_RELAXED); return; }
+    }
     // lanes without a world get nothing, so that nothing of theirs reaches the weights
     static inline void add_n(int n, const R* from, long stride, int count, T* to) {
         for (int i = 0; i < n; ++i)
@@ -274,11 +300,13 @@ _MODEL = """
             W = (const R*)a[F_weights] + member * a[F_packed_size];
         }
         void load_parameters(T* p) const { load_n(NP, (const R*)a[F_parameters] + first * NP, NP, count, p); }
+        // two rows are one for all steps and one for the end
         void load_reference(long t, int n, T* r) const {
-            load_n(n, (const R*)a[F_references] + first * a[F_reference_stride] + t * n, a[F_reference_stride], count, r);
+            const long row = a[F_reference_rows] == 2 ? t == H : t;
+            load_n(n, (const R*)a[F_references] + first * a[F_reference_stride] + row * n, a[F_reference_stride], count, r);
         }
     };
-    static void see(const long long* a, const R* W, const R* c, R* row, const T* x, const T* u, const T* p) {
+    static __attribute__((noinline)) void see(const long long* a, const R* W, const R* c, R* row, const T* x, const T* u, const T* p) {
         if (!a[F_nets]) return;
         T z[NZ];
         features(x, u, p, c, z);
@@ -291,7 +319,7 @@ _MODEL = """
         const int* slots = (const int*)a[F_outputs];
         for (int i = 0; i < NY; ++i) y[i] = i < a[F_n_outputs] ? get(row, slots[i]) : (T)(0);
     }
-    static inline void step(const long long* a, const Block& b, R* row, T* x, const T* u, const T* p) {
+    static __attribute__((noinline)) void step(const long long* a, const Block& b, R* row, T* x, const T* u, const T* p) {
         T y[NY], h[NH], k[NK], next[NK];
         see(a, b.W, b.c, row, x, u, p);
         network_outputs(a, row, y);
@@ -332,11 +360,15 @@ _BACK = """
         for (int i = 0; i < a[F_n_inputs]; ++i) gz[i] = get(deltas, inputs[i]);
         d_features(x, u, p, b.c, gz, gx, gu, gp);
     }
-    static inline void learn(const long long* a, const Block& b, const R* rows, const R* deltas, long steps, int worker) {
-        if (!a[F_learn]) return;
-        R* gradients = (R*)a[F_gradients] + (worker * a[F_members] + b.first / a[F_member_worlds]) * a[F_gradient_size];
+    // takes a span's deltas up when its first step is reached; step counts from the start of the rows
+    static __attribute__((noinline)) void learn(const long long* a, const Block& b, const R* rows, const R* deltas, long step, long steps,
+                                                long piece) {
+        if (!a[F_learn] || step % a[F_span]) return;
+        const long count = steps - step < a[F_span] ? steps - step : a[F_span];
+        R* gradients = (R*)a[F_gradients] + (piece * a[F_members] + b.first / a[F_member_worlds]) * a[F_gradient_size];
         const int* l = (const int*)a[F_layers];
-        for (int k = 0; k < a[F_nets]; ++k, l += L_COLUMNS) layer_accumulate(l, rows, deltas, a[F_row], steps, gradients);
+        for (int k = 0; k < a[F_nets]; ++k, l += L_COLUMNS)
+            layer_accumulate(l, rows + step * a[F_row], deltas, a[F_row], count, gradients);
     }
     static void gather(const long long* a) {
         if (!a[F_learn]) return;
@@ -344,7 +376,7 @@ _BACK = """
         for (long m = 0; m < a[F_members]; ++m)
             for (long i = 0; i < a[F_flat_size]; ++i) {
                 R sum = 0;
-                for (long w = 0; w < a[F_threads]; ++w)
+                for (long w = 0; w * a[F_piece] < a[F_blocks]; ++w)
                     sum += ((const R*)a[F_gradients])[(w * a[F_members] + m) * a[F_gradient_size] + index[i]];
                 ((R*)a[F_grad_weights])[m * a[F_flat_size] + i] = sum;
             }
@@ -433,10 +465,26 @@ _WORK = """
             const long first = __atomic_fetch_add(&a[F_next], a[F_piece], __ATOMIC_RELAXED);
             if (first >= a[F_blocks]) return;
             const long end = first + a[F_piece] < a[F_blocks] ? first + a[F_piece] : a[F_blocks];
-            for (long i = first; i < end; ++i) block(a, i, scratch, worker);
+            for (long i = first; i < end; ++i) block(a, i, scratch, first / a[F_piece]);
         }
     }
+    // whether the weights as they are now, entries (address, numbers of a member, bytes of a number), are those that were packed
+    static bool unchanged(const long long* a) {
+        const long long* entry = (const long long*)a[F_entries];
+        const R* flat = (const R*)a[F_flat];
+        for (long n = 0; n < a[F_n_entries]; ++n, entry += 3)
+            for (long m = 0; m < a[F_members]; ++m) {
+                bool same = true;
+                const R* known = flat + m * a[F_flat_size];
+                if (entry[2] == 8) for (long i = 0; i < entry[1]; ++i) same &= (R)((const double*)entry[0])[m * entry[1] + i] == known[i];
+                else for (long i = 0; i < entry[1]; ++i) same &= (R)((const float*)entry[0])[m * entry[1] + i] == known[i];
+                if (!same) return false;
+                if (m + 1 == a[F_members]) flat += entry[1];
+            }
+        return true;
+    }
     static void run(long long* a) {
+        if (a[F_entries] && !unchanged(a)) { a[F_status] = STATUS_CHANGED; return; }
         typedef void (*Region)(void (*)(void*), void*, unsigned, unsigned);
         if (a[F_region] && a[F_threads] > 1) ((Region)a[F_region])(work, a, a[F_threads], 0);
         else work(a);

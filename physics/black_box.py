@@ -173,6 +173,10 @@ class BlackBox(Baseline):
         return pull_back_by_differences(self.advance, self.space, inputs, cotangent, sorted(wanted), step=self.perturbation,
                                         scales=self._scales)
 
+    def gradient_method(self, name: str) -> str:
+        """Return in words how a step is differentiated."""
+        return f"centred differences of {self.perturbation:g}"
+
     def close(self) -> None:
         """End all worker threads and processes; a later step starts them again."""
         self._runner.close()

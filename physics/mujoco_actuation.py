@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import mujoco
@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 _DYN, _GAIN, _BIAS, _TRN = mujoco.mjtDyn, mujoco.mjtGain, mujoco.mjtBias, mujoco.mjtTrn
 _NONE, _INTEGRATOR, _FILTER, _EXACT = (int(d) for d in (_DYN.mjDYN_NONE, _DYN.mjDYN_INTEGRATOR, _DYN.mjDYN_FILTER, _DYN.mjDYN_FILTEREXACT))
-_AFFINE = int(_GAIN.mjGAIN_AFFINE)
+_MUSCLE, _AFFINE = int(_DYN.mjDYN_MUSCLE), int(_GAIN.mjGAIN_AFFINE)
 _FIELDS = ("actuator_gainprm", "actuator_dynprm", "actuator_ctrlrange", "actuator_forcerange", "actuator_actrange", "jnt_actfrcrange")
 
 
@@ -26,6 +26,47 @@ def is_simple(model: mujoco.MjModel) -> bool:
                 and (model.actuator_ctrlnum == 1).all() and (model.actuator_outnum == 1).all()
                 and (model.actuator_actnum == (model.actuator_dyntype != _NONE)).all()
                 and not model.tendon_actfrclimited.any() and not model.actuator_delay.any())
+
+
+def pushes_alike(model: mujoco.MjModel, fields: Collection[str]) -> bool:
+    """Whether actuators have the same force wherever the model is: motors at joints of one degree of freedom.
+
+    Args:
+        model: The model.
+        fields: Names of the model fields that vary between worlds.
+    """
+    if not (model.actuator_trntype == int(_TRN.mjTRN_JOINT)).all():
+        return False
+    scalar = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
+    return bool(np.isin(model.jnt_type[model.actuator_trnid[:, 0]], scalar).all()
+                and (model.actuator_gaintype == int(_GAIN.mjGAIN_FIXED)).all() and (model.actuator_biastype == int(_BIAS.mjBIAS_NONE)).all()
+                and (model.actuator_ctrlnum == 1).all() and (model.actuator_outnum == 1).all()
+                and not model.jnt_actgravcomp.any() and "jnt_actgravcomp" not in fields)
+
+
+def has_plain_memory(model: mujoco.MjModel) -> bool:
+    """Whether every activation is integrated by Euler's rule or, of an exact filter, by that of its exponential."""
+    return bool(np.isin(model.actuator_dyntype, (_NONE, _INTEGRATOR, _FILTER, _EXACT, _MUSCLE)).all())
+
+
+def memory_slopes(model: mujoco.MjModel, activation: Array, rate: Array, fields: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return the derivatives of the next activation by the last one and by its rate, where activations ``has_plain_memory``.
+
+    Args:
+        model: The model.
+        activation: Shape [n, na].
+        rate: Shape [n, na].
+        fields: Model fields that vary between worlds, shape [n, ...].
+    """
+    h, stateful = float(model.opt.timestep), np.flatnonzero(model.actuator_actadr >= 0)
+    at = model.actuator_actadr[stateful]
+    tau = np.maximum(fields.get("actuator_dynprm", model.actuator_dynprm)[..., stateful, 0], mujoco.mjMINVAL)
+    duration, inside = np.full(activation.shape, h), np.ones_like(activation)
+    duration[:, at] = np.where(model.actuator_dyntype[stateful] == _EXACT, -tau * np.expm1(-h / tau), h)
+    after = (activation + duration * rate)[:, at]
+    limits = fields.get("actuator_actrange", model.actuator_actrange)[..., stateful, :]
+    inside[:, at] = _inside(after, limits, model.actuator_actlimited[stateful].astype(bool))
+    return inside, inside * duration
 
 
 class ActuatorSlopes(NamedTuple):
@@ -50,9 +91,11 @@ class SimpleActuators:
         model: The model.
         batch: Its worlds.
         varying: Names of the model fields that vary between worlds.
+        copies: Worlds in a row that share their model fields.
     """
 
-    def __init__(self, model: mujoco.MjModel, batch: Batch, varying: frozenset[str]) -> None:
+    def __init__(self, model: mujoco.MjModel, batch: Batch, varying: frozenset[str], copies: int = 1) -> None:
+        self._copies = copies
         flags, disable = int(model.opt.disableflags), mujoco.mjtDisableBit
         self.h, self.na, self.nv = float(model.opt.timestep), int(model.na), int(model.nv)
         self._fields = {name: getattr(model, name).copy() for name in _FIELDS}
@@ -79,6 +122,8 @@ class SimpleActuators:
         names += ["qfrc_actuator"] if len(self._held) else []
         names += ["actuator_moment", "moment_colind", "moment_rowadr", "moment_rownnz"] if self._gears is None else []
         self._bound = {name: batch.bind(name) for name in names}
+        self._constant = not (names or self._clamped.any() or self.na or varying.intersection(_FIELDS))
+        self._slopes: ActuatorSlopes | None = None
 
     def slopes(self, control: Array, activation: Array, fields: Mapping[str, Array]) -> ActuatorSlopes:
         """Return the derivatives at the batch's last step.
@@ -86,9 +131,13 @@ class SimpleActuators:
         Args:
             control: Shape [n, nu].
             activation: Before the step, shape [n, na].
-            fields: Model fields that vary between worlds, shape [n, ...].
+            fields: Model fields that vary between worlds, shape [n / copies, ...].
         """
-        field = {name: fields.get(name, value) for name, value in self._fields.items()} if fields else self._fields
+        if self._constant and self._slopes is not None:
+            return self._slopes
+        field = self._fields
+        if fields:
+            field = {name: np.repeat(fields[name], self._copies, 0) if name in fields else x for name, x in field.items()}
         bound, parameter = self._bound, field["actuator_gainprm"]
         gain = parameter[..., 0] * self._on
         if self._affine.any():
@@ -100,7 +149,8 @@ class SimpleActuators:
         moment = self._moment(field["jnt_actfrcrange"])
         if not self.na:
             none = np.zeros_like(free)
-            return ActuatorSlopes(moment, gain * free, none, none, none)
+            self._slopes = ActuatorSlopes(moment, gain * free, none, none, none)
+            return self._slopes
         rate, decay = self._filter(field["actuator_dynprm"][..., 0])
         limits = field["actuator_ctrlrange"]
         bounded = np.where(self._clamped, np.clip(control, limits[..., 0], limits[..., 1]), control)

@@ -7,7 +7,12 @@ is ``v + h M̂⁻¹ r``, and
 
     w = h M̂⁻ᵀ λ,   mu = H⁻¹ M w,   λᵀ δv' = λᵀ δv'|a + (w - mu)ᵀ δg,   λᵀ δv'/δforce = muᵀ.
 
-Euler without damping integrates a itself: ``λᵀ δv' = λᵀ δv - muᵀ δg``, mu = h H⁻¹ λ. Then ``q' = q ⊞ h v'``.
+Euler without damping integrates a itself: ``λᵀ δv' = λᵀ δv - muᵀ δg``, mu = h H⁻¹ λ. Then ``q' = q ⊞ h v'``. Runge and Kutta's method
+has four such accelerations (``mujoco_runge_kutta``).
+
+Where M̂ is M plus a constant, v' needs no integration of what is moved. With r = M a, and c = M̂⁻¹ r the change of velocity over h,
+
+    λᵀ δv' = λᵀ δv + muᵀ δr + (w - mu)ᵀ δM a - wᵀ δM c.
 
 Where the parts come from, and why (us of processor time per world; a cart-pole, a 7-joint arm with dry friction and limits, an 18-dof
 quadruped on the floor, a humanoid of 23 dof):
@@ -15,19 +20,22 @@ quadruped on the floor, a humanoid of 23 dof):
                                                                cart-pole   arm   quadruped   humanoid
     a full step                                                      1.9   5.6          11         10
     a step with a held (no solver iteration, a as warm start)        1.8   4.2           6          8
+    an acceleration with a held, no constraints, motors alone        1.0   1.6                    2.8
     constraint rows of a world out of a native batch              8 to 10 whatever the model, 0 without rows
     differences of everything, in one native call                     28   315        1600       1850
-    this Jacobian                                                     15   110         410        540
-    this vector-Jacobian product                                      14   104         360        500
+    this Jacobian                                                     12   110         410        540
+    this vector-Jacobian product                                       9   100         360        500
     the same by action and force alone                                 5    27          50         52
 
  - Force: exact.
  - Action and activation: exact for linear filters and affine gains (``mujoco_actuation``); by differences with a held for others.
  - Velocity: exact from the engine's own derivative of the smooth forces and the damping of the constraint rows, where nothing in
    the integrator's inertia depends on velocity; by differences with a held elsewhere.
- - Position: centred differences with a held, of native steps of all worlds at once. Kinematics and collision have no other derivative
-   here, and this takes 2 nv cheap steps where differences of everything take 2 (3 nv + nu) full ones. No solver tolerance enters, so
-   that the moves can be smaller. The columns come all at once: a Jacobian costs little more than a vector-Jacobian product.
+ - Position: differences with a held, of all worlds at once in a native call. Kinematics and collision have no other derivative here,
+   and this takes nv or 2 nv cheap evaluations where differences of everything take 2 (3 nv + nu) full steps. No solver tolerance enters,
+   so that the moves can be smaller. Where no world has constraints, forces bend so little that moves to one side do; constraints are
+   left out then, and so are motors. A contact's force bends within a millimetre: moves to both sides. The columns come all at once: a
+   Jacobian costs little more than a vector-Jacobian product.
 """
 
 from __future__ import annotations
@@ -44,12 +52,15 @@ from residual_mbrl.errors import ModelError
 from residual_mbrl.physics.mujoco_adjoint_plan import Plan, make_plan, supported
 from residual_mbrl.physics.mujoco_adjoint_worlds import AdjointWorlds
 from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_batch
+from residual_mbrl.physics.mujoco_runge_kutta import RungeKuttaWorlds
 from residual_mbrl.physics.numeric_step import Gradients, Inputs
 
 __all__ = ["StepAdjoint", "expanded_fields", "supported"]
 
 Array = NDArray[np.float64]
 
+_LARGE = float(mujoco.mjMAXVAL)
+"""Where the engine gives a state up."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
 """Most worlds moved, and solved, at once: what they leave behind should fit a processor's cache, and each solved one keeps its data."""
 
@@ -81,7 +92,7 @@ class StepAdjoint:
         _require(supported(model))
         self.model, self._threads = copy.copy(model), threads
         self._plans: dict[tuple[frozenset[str], frozenset[str]], Plan] = {}
-        self._worlds: dict[tuple[int, frozenset[str], frozenset[str]], AdjointWorlds] = {}
+        self._worlds: dict[tuple[int, frozenset[str], frozenset[str]], AdjointWorlds | RungeKuttaWorlds] = {}
         self._rolled: dict[int, tuple[Batch, InputWriter, FieldWriter]] = {}
 
     def pull_back(self, inputs: Inputs, cotangent: Array, wanted: Collection[str], *, substeps: int = 1,
@@ -98,12 +109,12 @@ class StepAdjoint:
         Returns:
             Gradients; NaN for worlds whose state is not finite.
         """
-        states = self._substates(inputs, substeps, fields or {})
+        fields, wanted = fields or {}, frozenset(wanted)
+        states = self._substates(inputs, substeps, fields)
         total: dict[str, Array] = {}
         for k in reversed(range(substeps)):
-            now = frozenset(wanted) | {"state"} if k else frozenset(wanted)
-            found = self._chunked(Inputs(state=states[k], action=inputs.action, force=inputs.force), cotangent[:, None], now, fields or {})
-            total = {name: x + total[name] if name in total and name != "state" else x for name, x in found.items()}
+            found = self._differentiate(states[k], inputs, cotangent[:, None], wanted | {"state"} if k else wanted, fields)
+            total = {name: x + total[name] if name in total and name != "state" else x for name, x in found.items()} if total else found
             cotangent = found["state"][:, 0] if k else cotangent
         rows = {name: total[name][:, 0] for name in wanted}
         return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"))
@@ -111,11 +122,11 @@ class StepAdjoint:
     def jacobian(self, inputs: Inputs, wanted: Collection[str], *, substeps: int = 1,
                  fields: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Return Jacobians by name, each shape [N, 2 nv + na, k]; arguments as in ``pull_back``."""
-        states = self._substates(inputs, substeps, fields or {})
+        fields, names = fields or {}, frozenset(wanted) | {"state"} if substeps > 1 else frozenset(wanted)
+        states = self._substates(inputs, substeps, fields)
         total: dict[str, Array] = {}
         for k in range(substeps):
-            now = frozenset(wanted) | {"state"} if substeps > 1 else frozenset(wanted)
-            found = self._chunked(Inputs(state=states[k], action=inputs.action, force=inputs.force), None, now, fields or {})
+            found = self._differentiate(states[k], inputs, None, names, fields)
             if not total:
                 total = found
                 continue
@@ -136,26 +147,42 @@ class StepAdjoint:
         states = batch.rollout(substeps - 1, record=[physics])[physics]
         return [inputs.state, *np.moveaxis(states, 1, 0)]
 
-    def _chunked(self, inputs: Inputs, cotangent: Array | None, wanted: frozenset[str], fields: Mapping[str, Array]) -> dict[str, Array]:
-        """Differentiate as many worlds at once as memory should hold; cotangent [N, m, ndx], None for all unit ones."""
-        count, kind = len(inputs.state), (wanted, frozenset(fields))
+    def _differentiate(self, state: Array, inputs: Inputs, cotangent: Array | None, wanted: frozenset[str],
+                       fields: Mapping[str, Array]) -> dict[str, Array]:
+        """Differentiate a step from some states; cotangent [N, m, ndx], None for all unit ones."""
+        sound = np.abs(state) < _LARGE  # NaN is not small either
+        if sound.all():
+            return self._chunked(state, inputs.action, inputs.force, cotangent, wanted, fields)
+        bad = np.logical_not(sound.all(axis=1))
+        rest = np.concatenate([self.model.qpos0, np.zeros(int(self.model.nv) + int(self.model.na))])
+        found = self._chunked(np.where(bad[:, None], rest, state), inputs.action, inputs.force, cotangent, wanted, fields)
+        for x in found.values():
+            x[bad] = np.nan
+        return found
+
+    def _chunked(self, state: Array, action: Array, force: Array | None, cotangent: Array | None, wanted: frozenset[str],
+                 fields: Mapping[str, Array]) -> dict[str, Array]:
+        """Differentiate as many worlds at once as memory should hold."""
+        count, kind = len(state), (wanted, frozenset(fields))
         if kind not in self._plans:
             _require(supported(self.model, fields))
             self._plans[kind] = make_plan(self.model, *kind)
         plan = self._plans[kind]
-        at_once = min(count, _SOLVED, max(1, _MOVED // max(plan.rows, 1)))
+        most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
+        at_once = -(-count // -(-count // most))  # chunks of one size
         if (at_once, *kind) not in self._worlds:
             if len(self._worlds) > 4:  # batch sizes that come and go must not fill the memory
                 self._worlds.clear()
-            self._worlds[at_once, *kind] = AdjointWorlds(self.model, at_once, plan, varying=kind[1], threads=self._threads)
+            kinds = RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds
+            self._worlds[at_once, *kind] = kinds(self.model, at_once, plan, varying=kind[1], threads=self._threads)
         worlds = self._worlds[at_once, *kind]
         if at_once == count:
-            return worlds.differentiate(inputs.state, inputs.action, inputs.force, cotangent, wanted, fields)
+            return worlds.differentiate(state, action, force, cotangent, wanted, fields)
         parts = []
         for start in range(0, count, at_once):
             first = min(start, count - at_once)  # the last chunk is filled up with worlds of the one before
             s = slice(first, first + at_once)
-            found = worlds.differentiate(inputs.state[s], inputs.action[s], None if inputs.force is None else inputs.force[s],
+            found = worlds.differentiate(state[s], action[s], None if force is None else force[s],
                                          None if cotangent is None else cotangent[s], wanted, {n: x[s] for n, x in fields.items()})
             parts.append({name: x[start - first :] for name, x in found.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

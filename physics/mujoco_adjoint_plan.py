@@ -9,10 +9,11 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from residual_mbrl.physics.mujoco_actuation import is_simple
+from residual_mbrl.physics.mujoco_actuation import has_plain_memory, is_simple, pushes_alike
 
 _INTEGRATOR, _ENABLE, _DISABLE = mujoco.mjtIntegrator, mujoco.mjtEnableBit, mujoco.mjtDisableBit
-_EULER, _FAST, _IMPLICIT = (int(i) for i in (_INTEGRATOR.mjINT_EULER, _INTEGRATOR.mjINT_IMPLICITFAST, _INTEGRATOR.mjINT_IMPLICIT))
+_EULER, _FAST, _IMPLICIT, _RK4 = (int(i) for i in (_INTEGRATOR.mjINT_EULER, _INTEGRATOR.mjINT_IMPLICITFAST, _INTEGRATOR.mjINT_IMPLICIT,
+                                                   _INTEGRATOR.mjINT_RK4))
 _FLAGS = {_ENABLE.mjENBL_SLEEP: "sleeping bodies: they wake by thresholds",
           _ENABLE.mjENBL_IPC: "the ipc flag: its contacts have another law",
           _ENABLE.mjENBL_SPECULATIVE: "speculative contacts: they depend on velocity"}
@@ -31,8 +32,9 @@ def supported(model: mujoco.MjModel, fields: Collection[str] = ()) -> str | None
     history = mujoco.mj_stateSize(model, int(mujoco.mjtState.mjSTATE_PHYSICS)) != model.nq + model.nv + model.na
     varying = sorted(_FIXED.intersection(fields))
     reasons = {
-        f"integrator {_INTEGRATOR(integrator).name[6:]}: its step is not that of one acceleration":
-            integrator not in (_EULER, _FAST, _IMPLICIT),
+        f"integrator {_INTEGRATOR(integrator).name[6:]}: its step is not made of accelerations":
+            integrator not in (_EULER, _FAST, _IMPLICIT, _RK4),
+        "RK4 with actuators that integrate their activation by a law of their own": integrator == _RK4 and not has_plain_memory(model),
         **{reason: int(option.enableflags) & int(flag) for flag, reason in _FLAGS.items()},
         "noslip iterations: their result is no minimum": option.noslip_iterations,
         "plug-ins: what they depend on is not known": model.nplugin,
@@ -49,10 +51,13 @@ class Plan:
 
     Args:
         groups: What is moved for differences, of "position", "velocity", "activation", "action".
-        rows: Steps with the acceleration held that one world takes.
+        rows: Steps with the acceleration held that one world takes at most.
+        stages: Accelerations that a step is made of.
         implicit: Whether the integrator inverts an inertia of its own, rather than integrating the solved acceleration.
         damped: Whether that is the inertia plus h times the joints' damping.
         factored: Whether it has to be read off the engine's factor of it.
+        stepped: Whether worlds that are moved are integrated too: the inertia that the integrator inverts moves as well, or activations do.
+        passive: Whether moves leave the actuators' forces as they are.
         exact_velocity: Whether velocities are not moved.
         exact_action: Whether controls and activations are not moved.
         lone: Velocity entries of free bodies without jointed descendants where the integrator treats their gyroscopic force implicitly.
@@ -60,9 +65,12 @@ class Plan:
 
     groups: tuple[str, ...]
     rows: int
+    stages: int
     implicit: bool
     damped: bool
     factored: bool
+    stepped: bool
+    passive: bool
     exact_velocity: bool
     exact_action: bool
     lone: tuple[NDArray[np.int64], ...]
@@ -83,16 +91,23 @@ def make_plan(model: mujoco.MjModel, wanted: Collection[str], fields: Collection
     lone = _lone_bodies(model) if integrator == _FAST else ()
     gain_bends = bool(model.nu and model.actuator_gainprm[:, 2].any()) or "actuator_gainprm" in fields
     simple = is_simple(model)
-    exact_action = simple and (integrator == _EULER or not gain_bends)
+    runge_kutta, na = integrator == _RK4, int(model.na)
+    exact_action = simple and (integrator == _EULER or not gain_bends) if not runge_kutta else simple and not na
     exact_velocity = (simple and integrator != _IMPLICIT and not lone and _smooth_slope_is_whole(model, fields)
                       and _references_are_linear(model))
-    sizes = {"position": int(model.nv) if "state" in wanted else 0,
-             "velocity": int(model.nv) if "state" in wanted and not exact_velocity else 0,
-             "activation": int(model.na) if "state" in wanted and not exact_action else 0,
+    by_state = runge_kutta or "state" in wanted  # what a stage depends on moves the next one's state
+    sizes = {"position": int(model.nv) if by_state else 0,
+             "velocity": int(model.nv) if by_state and not exact_velocity else 0,
+             "activation": na if by_state and not exact_action else 0,
              "action": int(model.nu) if "action" in wanted and not exact_action else 0}
+    implicit = integrator in (_FAST, _IMPLICIT) or (integrator == _EULER and damps)
+    damped = integrator == _EULER and damps and not bent
     factored = integrator == _FAST or (integrator == _EULER and damps and bent)
-    return Plan(groups=tuple(g for g, size in sizes.items() if size), rows=2 * sum(sizes.values()) + factored,
-                implicit=integrator != _EULER or damps, damped=integrator == _EULER and damps and not bent, factored=factored,
+    stages = 4 if runge_kutta else 1
+    return Plan(groups=tuple(g for g, size in sizes.items() if size), rows=stages * (2 * sum(sizes.values()) + factored), stages=stages,
+                implicit=implicit, damped=damped, factored=factored,
+                stepped=not runge_kutta and ((implicit and not damped) or (na > 0 and not exact_action)),
+                passive=not na and pushes_alike(model, fields) and not (sizes["velocity"] or sizes["action"]),
                 exact_velocity=exact_velocity, exact_action=exact_action, lone=lone)
 
 

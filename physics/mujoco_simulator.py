@@ -18,6 +18,7 @@ from torch import Tensor
 from residual_mbrl.baselines import Baseline, Parameters, Port, StepJacobian, Values
 from residual_mbrl.errors import ModelError
 from residual_mbrl.physics.mujoco_adjoint import StepAdjoint, supported
+from residual_mbrl.physics.mujoco_contacts import name_contacts
 from residual_mbrl.physics.mujoco_engine import Worlds
 from residual_mbrl.physics.mujoco_model import Source, element_name, joint_ranges, load_model, state_space
 from residual_mbrl.physics.mujoco_parameters import choose
@@ -155,15 +156,13 @@ class MujocoSimulator(Baseline):
         parameters it is taken by centred differences, all perturbed worlds in one batch.
         """
         exact = wanted & EXACT if self.inexact is None else frozenset[str]()
-        rest = wanted - exact
-        by = Gradients()
-        if rest:
-            by = pull_back_by_differences(self._perturbed, self.space, inputs, cotangent, rest, scales=self._scales())
+        rest, own = wanted - exact, None
         if exact:
-            fields = self._place(inputs).fields()
-            own = self._exact().pull_back(inputs, cotangent, exact, substeps=self.substeps, fields=fields)
-            by = replace(own, values=by.values)
-        return by
+            own = self._exact().pull_back(inputs, cotangent, exact, substeps=self.substeps, fields=self._place(inputs).fields())
+            if not rest:
+                return own
+        by = pull_back_by_differences(self._perturbed, self.space, inputs, cotangent, rest, scales=self._scales())
+        return by if own is None else replace(own, values=by.values)
 
     def jacobian(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], force: Tensor | None = None,
                  parameters: Values | None = None) -> StepJacobian:
@@ -178,6 +177,24 @@ class MujocoSimulator(Baseline):
         if force is None:
             force = state.new_zeros(*state.shape[:-1], self.space.nv)
         return torch_jacobian(differentiate, state, action, force, parameters, vectors=ADDITIONS)
+
+    def gradient_method(self, name: str) -> str:
+        """Return in words how a step is differentiated by "state", "action", "force" or a parameter."""
+        if name not in EXACT:
+            return "centred differences"
+        return "exact adjoint" if self.inexact is None else f"centred differences ({self.inexact})"
+
+    def solved_to_rounding(self) -> MujocoSimulator:
+        """Return the same model with the constraint solver's tolerance at zero: what the exact adjoint is the derivative of."""
+        other = copy.copy(self)
+        other.model = copy.copy(self.model)
+        option = other.model.opt
+        option.tolerance, option.iterations, option.ls_iterations = 0.0, max(100, option.iterations), max(50, option.ls_iterations)
+        return other
+
+    def describe_contacts(self, state: Float[Tensor, " nx"]) -> tuple[str, ...]:
+        """Return the pairs of geoms in contact, "floor/box", and the joints at a limit, in the model as it is without parameters."""
+        return name_contacts(self.model, state.detach().cpu().double().numpy())
 
     def energy(self, state: Float[Tensor, "*batch nx"], parameters: Values | None = None) -> Float[Tensor, "..."]:
         """Return potential plus kinetic energy as the engine has it [J], shape [*batch]; without gradients."""

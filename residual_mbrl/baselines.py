@@ -238,6 +238,18 @@ class Baseline(ABC):
         """Return internal quantities a residual may look at (torques, duty, current), each [*batch, k]; none by default."""
         return {}
 
+    def gradient_method(self, name: str) -> str:
+        """Return in words how a step is differentiated by "state", "action", "force" or a parameter."""
+        return "torch autograd"
+
+    def solved_to_rounding(self) -> Baseline:
+        """Return this model with whatever its step solves by iteration solved as far as rounding allows; itself where there is nothing."""
+        return self
+
+    def describe_contacts(self, state: Float[Tensor, " nx"]) -> tuple[str, ...]:
+        """Return what touches what in one state, each in a few words; nothing where the baseline knows of no contacts."""
+        return ()
+
     def energy(self, state: Float[Tensor, "*batch nx"], parameters: Values | None = None) -> Float[Tensor, "..."]:
         """Return the stored energy [J], shape [*batch].
 

@@ -5,9 +5,9 @@ A model is compiled once a structure: normalisers, bounds, parameter values and 
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from ctypes import addressof, c_longlong
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Lock
@@ -69,6 +69,8 @@ class FusedModel:
     """Leading dimensions of the weights: none, or the members of an ensemble."""
     constants: dict[torch.dtype, Tensor]
     """Rows [members, constants]."""
+    weight_names: tuple[str | None, ...]
+    """Names of the weights in order, None for one that is made of others."""
     names: tuple[str, ...]
     """Of the physical parameters in order."""
     values: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
@@ -136,8 +138,10 @@ def _make(dynamics: ResidualDynamics) -> FusedModel | Refusal:
     rows = [f.constants.reshape(-1, f.constants.shape[-1]).expand(leading[0] if leading else 1, -1) for f in forms]
     constants = torch.cat([*rows, torch.zeros(leading[0] if leading else 1, 1, dtype=torch.float64)], -1)
     buffers = tuple((m._buffers, n, b, b._version) for m in dynamics.residuals.modules() for n, b in m._buffers.items() if b is not None)
+    names = {id(w): n for n, w in dynamics.named_parameters()}
     return FusedModel(terms, tuple(forms), list(dynamics.residuals._modules.values()), _settings(dynamics), buffers, _shapes(forms), leading,
-                      {d: constants.to(d).contiguous() for d in REALS}, tuple(baseline.parameters.names))
+                      {d: constants.to(d).contiguous() for d in REALS}, tuple(names.get(id(w)) for f in forms for w in f.weights()),
+                      tuple(baseline.parameters.names))
 
 
 def _with_ranks(form: WarpForm) -> list[tuple[Tensor, int]]:
@@ -188,15 +192,33 @@ def parameter_rows(dynamics: ResidualDynamics, ready: FusedModel, like: Tensor, 
     return torch.stack([*columns, row[-1].expand(batch)], -1).reshape(like.shape[0], -1)
 
 
-def flat_weights(dynamics: ResidualDynamics, ready: FusedModel, weights: Sequence[Tensor], dtype: torch.dtype) -> FlatWeights:
-    """Return the weights in order. Values are compared, since a version counter misses what is written through ``.data``."""
+class Entries(NamedTuple):
+    """Where weights are, for a kernel: rows (address, numbers of a member, bytes of a number)."""
+
+    table: Any
+    address: int
+
+
+def weight_entries(weights: Sequence[Tensor], members: int) -> Entries:
+    """Return the table of contiguous float32 or float64 weights."""
+    rows = (c_longlong * (3 * len(weights) + 1))()
+    rows[:-1] = [x for w in weights for x in (w.data_ptr(), w.numel() // members, w.element_size())]
+    return Entries(rows, addressof(rows))
+
+
+def read_weights(dynamics: ResidualDynamics, ready: FusedModel, weights: Sequence[Tensor], dtype: torch.dtype) -> FlatWeights:
+    """Return the weights as they are now, and remember them; the kernels compare them at each launch.
+
+    Raises:
+        ValueError: if some are not finite in this precision.
+    """
+    from residual_mbrl.kernels.weights import read_weights as read  # noqa: PLC0415  # half a second that only fused rollouts need
+
     members = ready.members[0] if ready.members else 1
-    with torch.no_grad():
-        values = torch.cat([w.reshape(members, -1) for w in weights], -1).to(dtype) if weights else torch.zeros(members, 1, dtype=dtype)
-    last = ready.flat.get(dtype)
-    if last is not None and torch.equal(values, last.values):
-        return last
-    if not math.isfinite(float(values.sum())) and not bool(torch.isfinite(values).all()):
+    size = sum(w.numel() for w in weights) // members
+    values = torch.zeros(members, max(size, 1), dtype=dtype)
+    entries = weight_entries(weights, members)
+    if not read(entries.address, len(weights), values.data_ptr(), size, members, REALS[dtype]):
         raise ValueError(f"rollout: weights of {_overflowing(dynamics, dtype)} are not finite in {str(dtype).removeprefix('torch.')}")
     found = ready.flat[dtype] = FlatWeights(values, next(_versions))
     return found

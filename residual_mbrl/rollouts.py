@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from residual_mbrl.baselines import Values
+from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.first_order import make_differentiable
-from residual_mbrl.fused import Refusal, fused_rollout
+from residual_mbrl.fused import CostGradient, Refusal, fused_cost, fused_cost_gradient, fused_jacobians, fused_rollout
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "torch", "fused"]
+BACKENDS = ("auto", "torch", "fused")
 
 
 class Linearisation(NamedTuple):
@@ -28,12 +29,12 @@ class Linearisation(NamedTuple):
 
 def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], actions: Float[Tensor, "*#batch horizon nu"],
             parameters: Values | None = None, lead: Float[Tensor, "*#batch lead nu"] | None = None, *,
-            backend: Backend = "torch") -> Float[Tensor, "... horizon+1 nx"]:
+            backend: Backend = "auto") -> Float[Tensor, "... horizon+1 nx"]:
     """Simulate H steps; differentiable in everything, float32 or float64 as the state is.
 
-    A torch loop steps a baseline with residuals, and without residuals the baseline's own ``rollout`` does, in a simulator one
-    native call. On request, where every part has a Warp form, float32 rollouts on the CPU are one kernel launch (and one back, for
-    first derivatives); the first one of a structure compiles for some seconds, and later processes load it.
+    Where every part of the model has a Warp form, a rollout on the CPU is one kernel launch (and one back, for first derivatives); the
+    first one of a structure compiles for a second or two, and later processes load it. Otherwise a torch loop steps a baseline with
+    residuals, and without residuals the baseline's own ``rollout`` does, in a simulator one native call.
 
     Args:
         dynamics: The model.
@@ -43,7 +44,7 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
             documents, their batch being that of state and actions.
         lead: Commands of the L >= 0 steps before the first action, shape [*batch, L, nu], from which the residuals' memory
             starts; without them the first action has long been there.
-        backend: "torch" never fuses; "auto" does where it can and logs at debug level why it did not; "fused" must.
+        backend: "auto" fuses where it can and logs at debug level why it did not; "torch" never does; "fused" must.
 
     Returns:
         States, shape [*batch, H + 1, nx], the first one included.
@@ -52,49 +53,105 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
         ValueError: if a shape, dtype or device does not fit, an input is not finite, a parameter is unknown, or there is a
             lead to a state that holds the memory already; if the backend is "fused" and the rollout cannot be.
     """
-    if backend not in Backend.__args__:  # type: ignore[attr-defined]
-        raise ValueError(f"rollout: backend must be one of {Backend.__args__}, received {backend!r}")  # type: ignore[attr-defined]
-    state, actions = _checked(dynamics, state, actions)
-    batch = _batch(dynamics, state, actions, parameters or {})
-    if lead is not None:
-        _check_lead(dynamics, state, actions, lead)
-        batch = _joined("lead", batch, lead.shape[:-2])
-    state = state.expand(*batch, state.shape[-1])
-    if state.shape[-1] < dynamics.space.nx:
-        earlier = None if lead is None else lead.expand(*batch, *lead.shape[-2:])
-        state = dynamics.initial_state(state, actions[..., 0, :].expand(*batch, actions.shape[-1]), earlier)
-    actions = actions.expand(*batch, *actions.shape[-2:])
+    state, actions = _inputs(dynamics, state, actions, parameters, lead, backend)
     if backend != "torch":
         fused = fused_rollout(dynamics, state, actions, parameters or {})
         if not isinstance(fused, Refusal):
             return fused
-        if backend == "fused":
-            raise ValueError(f"rollout: cannot be fused: {fused.reason}")
-        log.debug("rollout in torch: %s", fused.reason)
-    p = dynamics.resolve(parameters, state)
-    if not dynamics.residuals:
-        return dynamics.baseline.rollout(state, actions, p)
-    states = [state]
-    for action in actions.unbind(-2):
-        states.append(dynamics.step(states[-1], action, p))
-    return torch.stack(states, -2)
+        _not_fused(fused, backend)
+    _check_finite(state, actions)
+    return _torch_rollout(dynamics, state, actions, parameters)
+
+
+def rollout_cost(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], actions: Float[Tensor, "*#batch horizon nu"], cost: Cost,
+                 parameters: Values | None = None, *, backend: Backend = "auto") -> Float[Tensor, "..."]:
+    """Return the cost of each rollout, shape [*batch]; differentiable as ``rollout`` is.
+
+    Fused, the cost is accumulated within the kernel and no state is written, which is what sampling planners need; its gradient comes
+    from the same launch.
+
+    Args:
+        dynamics: The model.
+        state: First state, shape [*batch, nx]; a baseline state gets the residuals' memory appended.
+        actions: Shape [*batch, H, nu], H >= 1.
+        cost: Running and terminal cost.
+        parameters: Physical values by name, each broadcastable to [*batch].
+        backend: As in ``rollout``.
+
+    Raises:
+        ValueError: as ``rollout`` does, and if the cost's references do not fit the horizon or the batch.
+    """
+    state, actions = _inputs(dynamics, state, actions, parameters, None, backend)
+    references = _references(cost, state, actions)
+    if backend != "torch":
+        fused = fused_cost(dynamics, state, actions, cost, references, parameters or {})
+        if not isinstance(fused, Refusal):
+            return fused
+        _not_fused(fused, backend)
+    _check_finite(state, actions)
+    return _torch_cost(_torch_rollout(dynamics, state, actions, parameters), actions, cost, references)
+
+
+def cost_gradient(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], actions: Float[Tensor, "*#batch horizon nu"], cost: Cost,
+                  parameters: Values | None = None, *, weights: bool = False, backend: Backend = "auto") -> CostGradient:
+    """Return the cost of each rollout and the gradients of their sum, without a graph: what a gradient planner asks at each iteration.
+
+    Fused it is one launch there and back, several times quicker for small batches than differentiating ``rollout_cost``.
+
+    Args:
+        dynamics: The model.
+        state: First state, shape [*batch, nx]; a baseline state gets the residuals' memory appended.
+        actions: Shape [*batch, H, nu], H >= 1.
+        cost: Running and terminal cost.
+        parameters: Physical values by name, each broadcastable to [*batch].
+        weights: Whether the gradients of the model's weights are wanted too.
+        backend: As in ``rollout``.
+
+    Raises:
+        ValueError: as ``rollout_cost`` does.
+    """
+    state, actions = _inputs(dynamics, state, actions, parameters, None, backend)
+    references = _references(cost, state, actions)
+    if backend != "torch":
+        fused = fused_cost_gradient(dynamics, state, actions, cost, references, parameters or {}, weights=weights)
+        if not isinstance(fused, Refusal):
+            return fused
+        _not_fused(fused, backend)
+    _check_finite(state, actions)
+    x, u = state.detach().requires_grad_(), actions.detach().requires_grad_()
+    learned = dict(dynamics.named_parameters()) if weights else {}
+    with torch.enable_grad():
+        costs = _torch_cost(_torch_rollout(dynamics, x, u, parameters), u, cost, references)
+        by = torch.autograd.grad(costs.sum(), [x, u, *learned.values()], allow_unused=True)
+    found = {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(learned.items(), by[2:], strict=True)}
+    return CostGradient(costs.detach(), by[0], by[1], found)
 
 
 def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon_1 nx"],
-              actions: Float[Tensor, "*#batch horizon nu"], parameters: Values | None = None) -> Linearisation:
-    """Linearise every step of a trajectory on the tangent space, by forward-mode differentiation of all steps at once.
+              actions: Float[Tensor, "*#batch horizon nu"], parameters: Values | None = None, *, backend: Backend = "auto") -> Linearisation:
+    """Linearise every step of a trajectory on the tangent space, all steps at once.
 
-    The derivative of a baseline that torch cannot differentiate so is the baseline's own ``jacobian``.
+    Where every part of the model has a Warp form and nothing is to be differentiated further, this is one kernel launch. In torch it is
+    forward-mode differentiation; the derivative of a baseline that torch cannot differentiate so is the baseline's own ``jacobian``.
 
     Args:
         dynamics: The model.
         states: States of a rollout, shape [*batch, H + 1, nx].
         actions: Shape [*batch, H, nu].
         parameters: Physical values by name, each broadcastable to [*batch].
+        backend: "auto" fuses where gradients are disabled (``torch.no_grad``); "torch" never does; "fused" must, and its result has no
+            graph.
 
     Returns:
         A, shape [*batch, H, ndx, ndx], and B, shape [*batch, H, ndx, nu].
     """
+    if backend == "fused" or (backend == "auto" and not torch.is_grad_enabled()):
+        batch = torch.broadcast_shapes(states.shape[:-2], actions.shape[:-2], *(v.shape for v in (parameters or {}).values()))
+        x, u = states.expand(*batch, *states.shape[-2:]), actions.expand(*batch, *actions.shape[-2:])
+        fused = fused_jacobians(dynamics, x, u, parameters or {})
+        if not isinstance(fused, Refusal):
+            return Linearisation(*fused)
+        _not_fused(fused, backend)
     # all directions in one call: a batch dimension before the horizon's, as ensembles have theirs first
     x, u = states[..., :-1, :].detach().unsqueeze(-3), actions.unsqueeze(-3)
     p = {n: v.unsqueeze(-1).unsqueeze(-1) if v.ndim else v for n, v in dynamics.resolve(parameters, x).items()}
@@ -110,6 +167,58 @@ def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon
     tangents = (basis[..., : space.ndx].contiguous(), basis[..., space.ndx :].contiguous())
     jacobian = torch.func.jvp(moved, tuple(torch.zeros_like(t) for t in tangents), tangents)[1].movedim(-3, -1)
     return Linearisation(jacobian[..., : space.ndx], jacobian[..., space.ndx :])
+
+
+def _inputs(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values | None, lead: Tensor | None,
+            backend: str) -> tuple[Tensor, Tensor]:
+    """Return state and actions, checked, with memory, and expanded to one batch."""
+    if backend not in BACKENDS:
+        raise ValueError(f"rollout: backend must be one of {BACKENDS}, received {backend!r}")
+    _check_shapes(dynamics, state, actions)
+    batch = _batch(dynamics, state, actions, parameters or {})
+    if lead is not None:
+        _check_lead(dynamics, state, actions, lead)
+        batch = _joined("lead", batch, lead.shape[:-2])
+    if state.shape[:-1] != batch:
+        state = state.expand(*batch, state.shape[-1])
+    if state.shape[-1] < dynamics.space.nx:
+        earlier = None if lead is None else lead.expand(*batch, *lead.shape[-2:])
+        state = dynamics.initial_state(state, actions[..., 0, :].expand(*batch, actions.shape[-1]), earlier)
+    if actions.shape[:-2] != batch:
+        actions = actions.expand(*batch, *actions.shape[-2:])
+    return state, actions
+
+
+def _not_fused(refusal: Refusal, backend: str) -> None:
+    if backend == "fused":
+        raise ValueError(f"rollout: cannot be fused: {refusal.reason}")
+    log.debug("rollout in torch: %s", refusal.reason)
+
+
+def _torch_rollout(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values | None) -> Tensor:
+    p = dynamics.resolve(parameters, state)
+    if not dynamics.residuals:
+        return dynamics.baseline.rollout(state, actions, p)
+    states = [state]
+    for action in actions.unbind(-2):
+        states.append(dynamics.step(states[-1], action, p))
+    return torch.stack(states, -2)
+
+
+def _references(cost: Cost, state: Tensor, actions: Tensor) -> Tensor:
+    """Return the references of a cost, shape [*#batch, H + 1, nr], or [*#batch, 2, nr] for all steps and the end."""
+    found, rows = cost.references, actions.shape[-2] + 1
+    if found.shape[-2] not in (2, rows):
+        raise ValueError(f"rollout_cost: a horizon of {rows - 1} needs references [..., {rows}, nr] or [..., 2, nr], "
+                         f"received {tuple(found.shape)}")
+    if found.ndim > 2:
+        _joined("references of the cost", state.shape[:-1], found.shape[:-2])
+    return found.to(state)
+
+
+def _torch_cost(states: Tensor, actions: Tensor, cost: Cost, references: Tensor) -> Tensor:
+    running = cost.running(states[..., :-1, :], actions, references[..., :-1, :]).sum(-1)
+    return running + cost.terminal(states[..., -1, :], references[..., -1, :])
 
 
 def _batch(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> torch.Size:
@@ -133,7 +242,7 @@ def _joined(what: str, batch: torch.Size, shape: torch.Size) -> torch.Size:
         raise ValueError(f"rollout: {what} must broadcast, received batch {tuple(batch)} and {tuple(shape)}") from error
 
 
-def _checked(dynamics: ResidualDynamics, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+def _check_shapes(dynamics: ResidualDynamics, state: Tensor, actions: Tensor) -> None:
     known, full, nu = dynamics.baseline.space.nx, dynamics.space.nx, len(dynamics.space.action)
     if state.ndim < 1 or state.shape[-1] not in (known, full):
         raise ValueError(f"rollout: state must have shape [*batch, {full}] or [*batch, {known}], received {tuple(state.shape)}")
@@ -142,11 +251,13 @@ def _checked(dynamics: ResidualDynamics, state: Tensor, actions: Tensor) -> tupl
     if state.dtype != actions.dtype or state.device != actions.device:
         raise ValueError(f"rollout: state and actions must agree, received {state.dtype} on {state.device} and "
                          f"{actions.dtype} on {actions.device}")
+
+
+def _check_finite(state: Tensor, actions: Tensor) -> None:
+    """Refuse inputs that are not finite; a fused rollout looks for itself."""
     for name, x in (("state", state), ("actions", actions)):
-        values = x.detach()
-        if not math.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):  # a sum is twice as quick, but may overflow
+        if not bool(torch.isfinite(x.detach()).all()):
             raise ValueError(f"rollout: {name} holds values that are not finite")
-    return state, actions
 
 
 def _check_lead(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, lead: Tensor) -> None:

@@ -98,6 +98,14 @@ def test_05_wraps_an_mjcf() -> None:
     assert outcome["slope"] != 0
 
 
+def test_09_finds_the_dead_contact() -> None:
+    """In the two worlds that touch the floor, at the first step that starts below it; without the defect nothing is found."""
+    outcome = example("09_audit_a_gradient")
+    assert outcome["broken"] == [["dead", [0], 20, "height"], ["dead", [1], 32, "height"]]
+    assert outcome["repaired"]
+    assert 50 < outcome["cut"] < 150
+
+
 def test_08_runs_in_the_users_loop() -> None:
     """The plain loop with the plug-in is the calibrated model's rollout."""
     outcome = example("08_in_the_viewer_loop", seconds=0.4)

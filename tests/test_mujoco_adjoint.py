@@ -14,7 +14,7 @@ from residual_mbrl.physics.mujoco_adjoint import StepAdjoint, expanded_fields, s
 from residual_mbrl.physics.mujoco_model import state_space
 from residual_mbrl.physics.numeric_step import Inputs, difference_jacobian
 
-INTEGRATORS = ("Euler", "implicitfast", "implicit")
+INTEGRATORS = ("Euler", "implicitfast", "implicit", "RK4")
 AXES = ("0 0 1", "0 1 0", "1 0 0", "0 1 0")
 MOTORS = "".join(f'<motor joint="j{i}" ctrlrange="-1 1"/>' for i in range(4))
 SPRUNG = 'damping=".1" range="-20 20" frictionloss=".2" armature=".02" stiffness="2"'
@@ -67,6 +67,8 @@ MODELS = {
     "joint limits of actuator forces": arm('damping=".1" actuatorfrcrange="-.3 .3"', drives=MOTORS.replace("motor", 'motor gear=".5"')),
     "actuator limits": arm(drives="".join(f'<position joint="j{i}" kp="1" kv=".2" forcerange="-.6 .6"/>' for i in range(4))),
     "filters": arm(drives=FILTERS),
+    "filters beside a free box": arm(drives=FILTERS).replace(
+        "</worldbody>", '<body pos="2 0 1"><freejoint/><geom type="box" size=".1 .05 .02"/></body></worldbody>'),
     "gains that depend on velocity": arm(drives='<general joint="j1" gaintype="affine" gainprm="1 .5 .3"/>' + MOTORS),
     "joint equality": arm(also='<equality><joint joint1="j0" joint2="j2" polycoef=".1 .5 .3 0 0"/></equality>'),
     "connect": arm(also='<equality><connect body1="b3" anchor="0 0 .2"/></equality>'),
@@ -160,10 +162,11 @@ def test_jacobian_is_that_of_differences(name, integrator):
     assert {n: worst(found[n], expected[n]) for n in found if not worst(found[n], expected[n]) < 1e-5} == {}
 
 
-@pytest.mark.parametrize("name", ["filters", "muscles", "quadruped, elliptic", "arm without damping"])
-def test_pull_back_is_the_jacobians_transpose(name):
+@pytest.mark.parametrize("integrator", ["Euler", "RK4"])
+@pytest.mark.parametrize("name", ["filters", "filters beside a free box", "muscles", "quadruped, elliptic", "arm without damping"])
+def test_pull_back_is_the_jacobians_transpose(name, integrator):
     """For each of the inputs alone as well as for all together, however many worlds there are."""
-    model = compiled(MODELS[name])
+    model = compiled(MODELS[name], integrator)
     inputs, adjoint = visited(model, count=3), StepAdjoint(model)
     inputs = Inputs(**{n: np.tile(getattr(inputs, n), (100, 1)) for n in ("state", "action", "force")})
     cotangent = np.random.default_rng(1).normal(size=(300, 2 * model.nv + model.na))
@@ -190,10 +193,11 @@ def test_agrees_with_the_engines_own_differences():
         assert worst(found["action"][k : k + 1], b[None]) < 1e-5
 
 
+@pytest.mark.parametrize("integrator", ["Euler", "RK4"])
 @pytest.mark.parametrize("name", ["filters", "quadruped, pyramidal"])
-def test_substeps_are_chained(name):
+def test_substeps_are_chained(name, integrator):
     """The Jacobian and its transpose of four steps, the action and force of which are held."""
-    model = compiled(MODELS[name])
+    model = compiled(MODELS[name], integrator)
     inputs, adjoint = visited(model), StepAdjoint(model)
     expected = difference_jacobian(stepper(model, substeps=4), state_space(model), inputs, names(model))
     found = adjoint.jacobian(inputs, names(model), substeps=4)
@@ -204,10 +208,24 @@ def test_substeps_are_chained(name):
     np.testing.assert_allclose(product.action, np.einsum("nik,ni->nk", found["action"], cotangent), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["ball joints", "filters beside a free box"])
+def test_fast_rotations(name):
+    """A rotation of order one in a single step of Runge and Kutta's: its stages' rotation vectors do not commute."""
+    model = compiled(MODELS[name], "RK4")
+    model.opt.timestep = 0.05
+    inputs, space = visited(model), state_space(model)
+    state, fast = inputs.state.copy(), space.nq + np.arange(space.nv - 3, space.nv)
+    state[:, fast] += np.random.default_rng(2).normal(0.0, 8.0, (5, 3))
+    inputs = Inputs(state=state, action=inputs.action, force=inputs.force)
+    expected = difference_jacobian(stepper(model), space, inputs, names(model))
+    assert max(worst(x, expected[n]) for n, x in StepAdjoint(model).jacobian(inputs, names(model)).items()) < 1e-5
+
+
+@pytest.mark.parametrize("integrator", ["Euler", "RK4"])
 @pytest.mark.parametrize("joint", ["", 'damping=".1"'])
-def test_fields_that_vary_between_worlds(joint):
+def test_fields_that_vary_between_worlds(joint, integrator):
     """Each world has its own damping, none in some, mass, friction and gains; the derived constants follow."""
-    model = compiled(arm(joint))
+    model = compiled(arm(joint), integrator)
     inputs, rng = visited(model), np.random.default_rng(0)
     batch = Batch(model, 5)
     batch.expand("dof_damping")[...] = np.array([0.0, 0.1, 0.5, 0.0, 1.0])[:, None]
@@ -228,9 +246,10 @@ def test_fields_that_vary_between_worlds(joint):
     assert max(worst(x, plain[n]) for n, x in adjoint.jacobian(inputs, names(model)).items()) < 1e-5
 
 
-def test_a_world_that_is_not_finite_hurts_no_other():
+@pytest.mark.parametrize("integrator", ["Euler", "RK4"])
+def test_a_world_that_is_not_finite_hurts_no_other(integrator):
     """It has NaN for a gradient."""
-    model = compiled(MODELS["quadruped, pyramidal"])
+    model = compiled(MODELS["quadruped, pyramidal"], integrator)
     inputs, adjoint = visited(model), StepAdjoint(model)
     state = inputs.state.copy()
     state[2, 3] = np.nan
@@ -241,7 +260,7 @@ def test_a_world_that_is_not_finite_hurts_no_other():
 
 
 @pytest.mark.parametrize(("xml", "reason"), [
-    (arm(option='integrator="RK4"'), "RK4"),
+    (arm(drives='<general joint="j0" dyntype="user" actdim="1"/>', option='integrator="RK4"'), "RK4"),
     (arm(option='integrator="discrete"'), "DISCRETE"),
     (cube(option='noslip_iterations="3"'), "noslip"),
     (cube().replace('elliptic" ', 'elliptic"><flag sleep="enable"/></option><option '), "sleeping"),

@@ -1,0 +1,125 @@
+"""Costs of a rollout: what a planner minimises, summed over the steps of each world."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from residual_mbrl.baselines import WarpFunction
+from residual_mbrl.physics.tangent_warp import difference_form
+from residual_mbrl.spaces import StateSpace
+
+
+class WarpCost(NamedTuple):
+    """A cost as Warp functions of one world: state x, action u and reference r."""
+
+    key: tuple[object, ...]
+    """Tells this cost from others: equal keys share compiled code."""
+    running: WarpFunction
+    """``running(x, u, r) -> float``."""
+    terminal: WarpFunction
+    """``terminal(x, r) -> float``."""
+
+
+class Cost(ABC):
+    """``Σ_t running(x_t, u_t, r_t) + terminal(x_H, r_H)``, with references r that may change from step to step and from world to world.
+
+    Whatever a controller changes from tick to tick (a target, a weight) belongs into the references: they are data, and the cost's
+    functions are compiled once.
+    """
+
+    @property
+    @abstractmethod
+    def references(self) -> Float[Tensor, "*batch horizon_1 nr"]:
+        """Reference of every step and of the end, shape [*#batch, H + 1, nr]; or one for all steps and one for the end, [*#batch, 2, nr]."""
+
+    @abstractmethod
+    def running(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], reference: Tensor) -> Float[Tensor, "*batch"]:
+        """Return the cost of a step, shape [*batch]."""
+
+    @abstractmethod
+    def terminal(self, state: Float[Tensor, "*batch nx"], reference: Tensor) -> Float[Tensor, "*batch"]:
+        """Return the cost of the last state, shape [*batch]."""
+
+    def warp_form(self) -> WarpCost | None:
+        """Return the same functions in Warp; None where there is only the torch form."""
+        return None
+
+
+class QuadraticCost(Cost):
+    """``Σ_t q·(x_t ⊖ g_t)² + r·u_t² + q_H·(x_H ⊖ g_H)²`` with diagonal weights, differences on the tangent space.
+
+    Args:
+        space: Of the model, residual memory included.
+        state: Weights q, shape [*#batch, ndx].
+        action: Weights r, shape [*#batch, nu].
+        terminal: Weights q_H, shape [*#batch, ndx]; q where missing.
+        target: States g, shape [*#batch, nx], or [*#batch, H + 1, nx] with ``trajectory``; zero where missing.
+        trajectory: Whether the target changes from step to step.
+
+    Raises:
+        ValueError: if a shape does not fit, or quaternions have no target.
+    """
+
+    def __init__(self, *, space: StateSpace, state: Tensor, action: Tensor, terminal: Tensor | None = None, target: Tensor | None = None,
+                 trajectory: bool = False) -> None:
+        for name, x, n in (("state", state, space.ndx), ("action", action, space.nu), ("terminal", terminal, space.ndx),
+                           ("target", target, space.nx)):
+            if x is not None and x.shape[-1:] != (n,):
+                raise ValueError(f"QuadraticCost: {name} must have shape [..., {n}], received {tuple(x.shape)}")
+        if target is None and space.quaternions:
+            raise ValueError("QuadraticCost: a state with quaternions needs a target")
+        self.space = space
+        goal = torch.zeros(space.nx, dtype=state.dtype, device=state.device) if target is None else target
+        if not trajectory:
+            goal = goal.unsqueeze(-2)
+        weights = torch.cat([x.expand(*torch.broadcast_shapes(state.shape[:-1], action.shape[:-1]), x.shape[-1]) for x in (state, action)], -1)
+        last = state if terminal is None else terminal
+        end = _joined(goal[..., -1:, :], torch.cat([last, last.new_zeros(*last.shape[:-1], space.nu)], -1).unsqueeze(-2))
+        steps = _joined(goal[..., :-1, :] if trajectory else goal, weights.unsqueeze(-2))
+        batch = torch.broadcast_shapes(steps.shape[:-2], end.shape[:-2])
+        self._references = torch.cat([steps.expand(*batch, *steps.shape[-2:]), end.expand(*batch, *end.shape[-2:])], -2)
+
+    @property
+    def references(self) -> Tensor:
+        """Targets and weights, the last row those of the end, shape [*#batch, 2 or H + 1, nr]."""
+        return self._references
+
+    def running(self, state: Tensor, action: Tensor, reference: Tensor) -> Tensor:
+        """Return ``q·(x ⊖ g)² + r·u²``, shape [*batch]."""
+        target, q, r = reference.split([self.space.nx, self.space.ndx, self.space.nu], -1)
+        return (q * self.space.difference(state, target).square()).sum(-1) + (r * action.square()).sum(-1)
+
+    def terminal(self, state: Tensor, reference: Tensor) -> Tensor:
+        """Return ``q_H·(x ⊖ g)²``, shape [*batch]."""
+        target, q, _ = reference.split([self.space.nx, self.space.ndx, self.space.nu], -1)
+        return (q * self.space.difference(state, target).square()).sum(-1)
+
+    def warp_form(self) -> WarpCost | None:
+        """Return the same functions in Warp; None for a subclass that has changed the torch form."""
+        if any(getattr(type(self), n) is not getattr(QuadraticCost, n) for n in ("running", "terminal")):
+            return None
+        nx, ndx, nu, difference = self.space.nx, self.space.ndx, self.space.nu, difference_form(self.space)
+
+        def terminal(x, r):  # type: ignore[no-untyped-def]  # a text for symbols, as all of these
+            total = 0.0
+            for i, d in enumerate(difference(x, r[0:nx])):
+                total = total + r[nx + i] * d * d
+            return total
+
+        def running(x, u, r):  # type: ignore[no-untyped-def]
+            total = terminal(x, r)
+            for i in range(nu):
+                total = total + r[nx + ndx + i] * u[i] * u[i]
+            return total
+
+        return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal)
+
+
+def _joined(target: Tensor, weights: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(target.shape[:-1], weights.shape[:-1])
+    return torch.cat([target.expand(*batch, target.shape[-1]), weights.expand(*batch, weights.shape[-1])], -1)
