@@ -109,7 +109,7 @@ class Program:
         self._runs += 1
 
     @property
-    def replays(self) -> bool:
+    def captured(self) -> bool:
         """Whether the next call is a replay."""
         return self._graph is not None
 
@@ -127,7 +127,7 @@ class Plan:
         self.lock = Lock()
         self.lanes = WIDE if batch // members >= WIDE * _multiprocessors(self.device) else WARP
         self.network = lay_out(engine.networks, self.grid(1).layout, engine.squashed)
-        self._programs: dict[object, Program] = {}
+        self._programs: dict[tuple[str, object, bool], Program] = {}
         self._packed = self._zeros(members, max(len(self.network.packing), 16))
         self._memory: list[Tensor] = []
         self._shared = {
@@ -140,6 +140,11 @@ class Plan:
             ints = torch.from_numpy(np.ascontiguousarray(values if values.size else np.zeros(1), np.int32)).to(self.device)
             self._memory.append(ints)
             self._shared[name] = ints.data_ptr()
+
+    @property
+    def replays(self) -> set[str]:
+        """Kinds of which a captured graph is there."""
+        return {key[0] for key, program in self._programs.items() if program.captured}
 
     def grid(self, rows: int) -> Grid:
         """Return how worlds lie over threads, with so many rows of units in memory."""

@@ -60,7 +60,7 @@ def gather(dynamics: ResidualDynamics, model: FusedModel, state: Tensor, actions
     x, u = state.reshape(-1, state.shape[-1]), actions.reshape(-1, *actions.shape[-2:])
     return ThreadInputs(_engine(engine(dynamics, model, parameters, state.dtype), state.device),
                         model.constants[state.dtype].to(state.device),
-                        parameter_rows(dynamics, model, x, state.shape[:-1], parameters).to(state.device), x, u,
+                        parameter_rows(dynamics, model, x, state.shape[:-1], parameters), x, u,
                         [w for form in model.forms for w in form.weights()])
 
 

@@ -135,7 +135,7 @@ def _make(dynamics: ResidualDynamics) -> FusedModel | Refusal:
     if len(members) > 1 or any(len(m) > 1 for m in members) or (members and any(w.ndim == k for f in forms for w, k in _with_ranks(f))):
         return Refusal("weights of different members are mixed")
     leading = members.pop() if members else torch.Size()
-    rows = [f.constants.reshape(-1, f.constants.shape[-1]).expand(leading[0] if leading else 1, -1) for f in forms]
+    rows = [f.constants.cpu().reshape(-1, f.constants.shape[-1]).expand(leading[0] if leading else 1, -1) for f in forms]
     constants = torch.cat([*rows, torch.zeros(leading[0] if leading else 1, 1, dtype=torch.float64)], -1)
     buffers = tuple((m._buffers, n, b, b._version) for m in dynamics.residuals.modules() for n, b in m._buffers.items() if b is not None)
     names = {id(w): n for n, w in dynamics.named_parameters()}
@@ -177,10 +177,10 @@ def _is_current(ready: FusedModel, dynamics: ResidualDynamics) -> bool:
 
 def parameter_rows(dynamics: ResidualDynamics, ready: FusedModel, like: Tensor, batch: torch.Size, parameters: Values) -> Tensor:
     """Return values of all parameters in order, and weights that are no network's, shape [B, parameters]; differentiable."""
-    own = (like.dtype, *dynamics.values.values())
+    own = (like.dtype, like.device, *dynamics.values.values())
     if own not in ready.values:
         ready.values.clear()
-        ready.values[own] = torch.tensor([*(dynamics.values[n] for n in ready.names), 0.0], dtype=like.dtype)
+        ready.values[own] = torch.tensor([*(dynamics.values[n] for n in ready.names), 0.0], dtype=like.dtype, device=like.device)
     row = ready.values[own]
     scalars = [s for form in ready.forms for s in form.scalars()]
     if not parameters and not scalars:

@@ -109,6 +109,46 @@ def test_a_block_takes_several_groups_in_turn(monkeypatch):
     assert relative(by_found, by_exact) < 1e-4
 
 
+@pytest.fixture
+def gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("cartpole", ("unstructured",)), ("double_pendulum", ("conservative", "dissipative")),
+                                             ("quadrotor", ())])
+def test_gpu_computes_what_torch_does(gpu, name, kinds):
+    """The same as thread by thread, on the device."""
+    dynamics = model(name, kinds)
+    assert_agrees(dynamics, *inputs(dynamics, 37, 19), device=gpu)
+
+
+@pytest.mark.parametrize("schedule", ["threads", "tiles"])
+def test_repeated_call_on_a_gpu_is_a_replay(gpu, schedule):
+    """Of other tensors each time, on the default stream and on another, with the results of the CPU."""
+    by_threads, args = flattened(wide_cartpole(), *inputs(wide_cartpole(), 37, 9))
+    engine = ThreadEngine(by_threads.system, by_threads.networks, by_threads.squashed, device=gpu, schedule=schedule)
+    other = torch.cuda.Stream(gpu)
+    for stream in (torch.cuda.current_stream(gpu), other):
+        for n in range(4):
+            changed = [a * (1 + 0.1 * n) for a in args]
+            expected = by_threads.forward(*changed)
+            other.wait_stream(torch.cuda.default_stream(gpu))
+            with torch.cuda.stream(stream):
+                moved = [a.to(gpu) for a in changed]
+                states = engine.forward(*moved)
+                by = torch.ones_like(states)
+                found = engine.reverse(*moved[:3], moved[4], states, by, learn=True)
+            stream.synchronize()
+            assert relative(states, expected.double()) < 1e-5
+            exact = by_threads.reverse(*changed[:3], changed[4], expected, by.cpu(), learn=True)
+            for a, b in zip(found, exact, strict=True):
+                assert relative(a, b.double()) < 1e-4
+        with torch.cuda.stream(stream):
+            assert engine.plan(37, 9).replays == {"forward", "reverse"}
+
+
 def running(x, u, r):
     return r[0] * (x[0] - r[1]) * (x[0] - r[1]) + x[1] * x[1] * 0.3 + 0.1 * u[0] * u[0]
 
@@ -165,13 +205,16 @@ def test_linearisation_is_that_of_torch():
     assert relative(B, exact.B) < 1e-5
 
 
+@cache
+def wide_cartpole():
+    """A model that can be tiled."""
+    force = Unstructured(nv=2, features=MOVING, sizes=[2, 2], bound=1.0, hidden=(12, 10))
+    return ResidualDynamics(system("cartpole", integrator="semi_implicit"), [randomise(force, scale=0.3)])
+
+
 def test_tiles_compute_what_threads_do():
     """Sweeps there and back with every gradient, two groups of worlds with a remainder, widths that fill no register."""
-    baseline = system("cartpole", integrator="semi_implicit")
-    force = randomise(Unstructured(nv=2, features=MOVING, sizes=[2, 2], bound=1.0, hidden=(12, 10)), scale=0.3)
-    dynamics = ResidualDynamics(baseline, [force])
-    x, u = inputs(dynamics, 37, 6)
-    by_threads, args = flattened(dynamics, x, u)
+    by_threads, args = flattened(wide_cartpole(), *inputs(wide_cartpole(), 37, 6))
     by_tiles = ThreadEngine(by_threads.system, by_threads.networks, by_threads.squashed, device="cpu", schedule="tiles")
     weights, constants, parameters, _, actions = args
     states, expected = by_tiles.forward(*args), by_threads.forward(*args)
@@ -221,7 +264,7 @@ def engine_of(name):
 COMPILED = [*(("cartpole", k, a) for a in (80, 90)
               for k in ("forward", "reverse", "cost", "cost_gradient", "linearise", "pack", "hand_over")),
             *(("double_pendulum", k, 90) for k in ("forward", "reverse", "linearise")),
-            ("quadrotor", "forward", 90), ("quadrotor", "reverse", 90),
+            ("tiles", "forward", 80), ("tiles", "reverse", 90), ("quadrotor", "forward", 90), ("quadrotor", "reverse", 90),
             pytest.param("quadrotor", "linearise", 90, marks=pytest.mark.slow)]
 
 
@@ -231,7 +274,11 @@ def test_kernels_compile_for_gpus(name, kind, architecture, tmp_path):
     wp.init()
     if architecture not in wp.get_cuda_supported_archs():
         pytest.skip(f"this build of Warp cannot compile for sm_{architecture}")
-    kernel = engine_of(name).kernel(kind, Grid("float", 128, cuda_launch.CHUNK), COST if "cost" in kind else None)
+    if name == "tiles":
+        engine = flattened(wide_cartpole(), *inputs(wide_cartpole(), 1, 1))[0]
+        kernel = engine.tile_kernel(kind, engine.plan(1, 1).network, 32)
+    else:
+        kernel = engine_of(name).kernel(kind, Grid("float", 128, cuda_launch.CHUNK), COST if "cost" in kind else None)
     (path,) = kernel.compile_for(architecture, tmp_path)
     assert path.suffix == ".cubin"
     assert path.read_bytes()[:4] == b"\x7fELF"
