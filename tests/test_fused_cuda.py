@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,9 +16,9 @@ from quadrotor_problem import quadrotor, random_flight
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.fused_cuda import flat_of, gather, thread_rollout
 from residual_mbrl.fused_model import prepare
-from residual_mbrl.kernels import cuda_launch
+from residual_mbrl.kernels import cuda, cuda_launch
 from residual_mbrl.kernels.cuda import Grid
-from residual_mbrl.kernels.cuda_launch import ThreadEngine
+from residual_mbrl.kernels.cuda_launch import Program, ThreadEngine
 from residual_mbrl.kernels.system import Cost
 from residual_mbrl.residuals import Unstructured
 from residual_mbrl.rollouts import linearise, rollout
@@ -147,6 +150,43 @@ def test_repeated_call_on_a_gpu_is_a_replay(gpu, schedule):
                 assert relative(a, b.double()) < 1e-4
         with torch.cuda.stream(stream):
             assert engine.plan(37, 9).replays == {"forward", "reverse"}
+
+
+class FakeGraph:
+    """Replays what ran while it was captured, as a CUDA graph does."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self):
+        self.replays = 0
+        self.made.append(self)
+
+    def replay(self):
+        self.replays += 1
+
+
+def test_addresses_go_to_the_table_before_each_replay(monkeypatch):
+    """The first call runs at once, the second is captured, all later ones are replays; entries of zero stay as they were laid out."""
+    program = Program(torch.device("cpu"), [{"horizon": 5, "states": 7}, {"horizon": 5, "begin": 2}])
+    issued = []
+    program.issue.append(lambda: issued.append(program.table[:, [cuda.PLACES["actions"], cuda.PLACES["states"]]].tolist()))
+    program.device = SimpleNamespace(type="cuda")
+    empty = torch.empty
+
+    def unpinned(*shape, pin_memory, **options):
+        assert pin_memory
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", unpinned)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: nullcontext())
+    for n in (11, 12, 13, 14):
+        program.run(actions=n, states=0)
+        assert program.table[:, cuda.PLACES["actions"]].tolist() == [n, n]
+    assert issued == [[[11, 7], [11, 0]], [[12, 7], [12, 0]]]
+    assert program.captured
+    assert [g.replays for g in FakeGraph.made] == [3]
 
 
 def running(x, u, r):
