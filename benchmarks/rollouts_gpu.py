@@ -24,9 +24,11 @@ from common import machine, say, show
 from rollouts import HORIZON, eager_cost, model, weights_of
 from torch import Tensor
 
+from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.files import write_json
-from residual_mbrl.fused_cuda import ThreadInputs, flat_of, gather
-from residual_mbrl.fused_model import Refusal, prepare
+from residual_mbrl.fused_cuda import flat_of, thread_engine
+from residual_mbrl.fused_model import Refusal, constants_on, parameter_rows, prepare
+from residual_mbrl.fused_model import engine as engine_of
 from residual_mbrl.kernels.cuda_launch import ThreadEngine
 
 
@@ -91,15 +93,24 @@ def limit_ms(engine: ThreadEngine, batch: int, multiply_adds: float, bytes_: flo
     return 1e3 * max(products / multiply_adds, moved / bytes_)
 
 
-def fused(engine: ThreadEngine, inputs: ThreadInputs) -> tuple[Tensor, Tensor]:
+def flattened(dynamics: ResidualDynamics, x: Tensor, u: Tensor) -> tuple[ThreadEngine, tuple[Tensor, ...]]:
+    """Return the engine of a model and its inputs as the kernels take them."""
+    ready = prepare(dynamics, x, u, {})
+    assert not isinstance(ready, Refusal)
+    weights = flat_of([w for form in ready.forms for w in form.weights()], 1, x)
+    parameters = parameter_rows(dynamics, ready, x, x.shape[:-1], {}).contiguous()
+    return thread_engine(engine_of(dynamics, ready, {}, x.dtype), x.device), (weights, constants_on(ready, x), parameters, x, u)
+
+
+def fused(engine: ThreadEngine, weights: Tensor, constants: Tensor, parameters: Tensor, state: Tensor,
+          actions: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of the loss by actions and by weights."""
-    weights = flat_of(inputs.weights, 1, inputs.state)
-    states = engine.forward(weights, inputs.constants, inputs.parameters, inputs.state, inputs.actions)
+    states = engine.forward(weights, constants, parameters, state, actions)
     by_states = 2 * states
     by_states[:, 0] = 0
-    found = engine.reverse(weights, inputs.constants, inputs.parameters, inputs.actions, states, by_states, learn=True)
+    found = engine.reverse(weights, constants, parameters, actions, states, by_states, learn=True)
     assert found.weights is not None
-    return found.actions.add_(inputs.actions, alpha=0.02), found.weights
+    return found.actions.add_(actions, alpha=0.02), found.weights
 
 
 def main(options: Options) -> None:
@@ -110,34 +121,30 @@ def main(options: Options) -> None:
     device, rows = torch.device("cuda", torch.cuda.current_device()), []
     name = f"{torch.cuda.get_device_name(device)}, {machine()}"
     dynamics = model()
-    ready = prepare(dynamics, torch.zeros(1, 4), torch.zeros(1, HORIZON, 1), {})
-    assert not isinstance(ready, Refusal)
     multiply_adds, bytes_ = rates(device)
     say(f"{name}: {2e-12 * multiply_adds:.3g} TFLOP/s, {1e-9 * bytes_:.3g} GB/s")
     generator = torch.Generator().manual_seed(1)
     compiled = torch.compile(eager_cost, mode="reduce-overhead")
     for batch in options.batches:
-        x = 0.3 * torch.randn(batch, 4, generator=generator)
-        u = 0.3 * torch.randn(batch, HORIZON, 1, generator=generator)
-        inputs = gather(dynamics, ready, x.to(device), u.to(device), {})
-        inputs = inputs._replace(parameters=inputs.parameters.contiguous())
-        threads = inputs.engine
+        x = (0.3 * torch.randn(batch, 4, generator=generator)).to(device)
+        u = (0.3 * torch.randn(batch, HORIZON, 1, generator=generator)).to(device)
+        threads, inputs = flattened(dynamics, x, u)
         tiles = ThreadEngine(threads.system, threads.networks, threads.squashed, device=device, schedule="tiles")
         leaves = [w.detach().to(device).requires_grad_() for w in weights_of(dynamics)]
-        actions = u.to(device).requires_grad_()
+        actions = u.clone().requires_grad_()
 
-        def by_torch(cost: Callable[..., Tensor], x: Tensor = inputs.state, u: Tensor = actions,
+        def by_torch(cost: Callable[..., Tensor], x: Tensor = x, u: Tensor = actions,
                      leaves: list[Tensor] = leaves) -> tuple[Tensor, ...]:
             return torch.autograd.grad(cost(leaves, x, u), [u, *leaves])
 
         exact = by_torch(eager_cost)
         runs: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
         for schedule, engine in (("threads", threads), ("tiles", tiles)):
-            by_actions, by_weights = fused(engine, inputs)
+            by_actions, by_weights = fused(engine, *inputs)
             assert (by_actions - exact[0]).norm() < 1e-3 * exact[0].norm(), schedule
             flat = torch.cat([g.flatten() for g in exact[1:]])
             assert (by_weights[0] - flat).norm() < 1e-3 * flat.norm(), schedule
-            runs[f"fused, {schedule}"] = lambda engine=engine, inputs=inputs: fused(engine, inputs)
+            runs[f"fused, {schedule}"] = lambda engine=engine, inputs=inputs: fused(engine, *inputs)
         if options.compile:
             runs["torch.compile, CUDA graphs"] = lambda: by_torch(compiled)
         limit = limit_ms(threads, batch, multiply_adds, bytes_)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from threading import Lock
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -119,7 +119,14 @@ class Program:
 
 
 class Plan:
-    """Everything that one shape of a rollout needs on one stream: layout, scratch, packed weights, and its programs."""
+    """Everything that one shape of a rollout needs on one stream: layout, scratch, packed weights, and its programs.
+
+    It is called as the CPU's plan is (``launch.Plan``).
+    """
+
+    compares: Literal[False] = False
+    keeps: Literal[False] = False
+    """Weights are packed at each launch and inputs are not looked at, either of which would wait for the device; units are not kept."""
 
     def __init__(self, engine: ThreadEngine, *, batch: int, horizon: int, members: int, schedule: str) -> None:
         self.engine, self.batch, self.horizon, self.members, self.schedule = engine, batch, horizon, members, schedule
@@ -150,12 +157,13 @@ class Plan:
         """Return how worlds lie over threads, with so many rows of units in memory."""
         return Grid(self.engine.real, self.lanes, rows)
 
-    def run(self, kind: str, *, weights: int, cost: Cost | None = None, learn: bool = False, **addresses: int) -> None:
-        """Run on arrays at these addresses.
+    def run(self, kind: str, *, weights: int, version: int = 0, cost: Cost | None = None, learn: bool = False, **addresses: int) -> int:
+        """Run on arrays at these addresses; return 0.
 
         Args:
             kind: "forward", "reverse", "cost", "cost_gradient" or "linearise".
             weights: Address of the flat weights of all members, ordered as ``mlp.lay_out`` says.
+            version: Of the weights; not used.
             cost: For the kinds that have one.
             learn: Whether gradients of the weights are wanted, at the address ``grad_weights``.
             addresses: Addresses and numbers by the names of ``rollout.FIELDS``.
@@ -167,6 +175,7 @@ class Plan:
                 tiled = self.schedule == "tiles" and kind in ("forward", "reverse")
                 self._programs[key] = self._tiled_program(kind, learn) if tiled else self._program(kind, cost, learn)
             self._programs[key].run(flat=weights, **addresses)
+        return 0
 
     def _program(self, kind: str, cost: Cost | None, learn: bool) -> Program:
         """Put together: weights are packed, states go forward, gradients come back a chunk at a time."""

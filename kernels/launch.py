@@ -7,7 +7,7 @@ torch's own threads, so that a core that others use holds up little; see ``nativ
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -69,6 +69,9 @@ class Kept:
 class Plan:
     """Everything that one shape of a rollout needs: layout, scratch, packed weights, and the table of arguments of each kernel."""
 
+    compares = True
+    """A launch sees whether weights have changed since they were packed, and whether first states and actions are finite."""
+
     def __init__(self, engine: Engine, schedule: Schedule, network: Network, *, batch: int, horizon: int, members: int, workers: int) -> None:
         self.schedule, self.network, self.batch, self.horizon, self.members = schedule, network, batch, horizon, members
         self.real = np.float32 if schedule.real == "float" else np.float64
@@ -103,22 +106,21 @@ class Plan:
             array = aligned_zeros(self.blocks * self.horizon, self.row, dtype=self.real)
         return Kept(self._pool, array)
 
-    def run(self, kind: str, kernel: Callable[[], Kernel], *, weights: int, version: int, key: object = None, learn: bool = False,
-            **addresses: int) -> int:
+    def run(self, kind: str, *, weights: int, version: int, cost: Cost | None = None, learn: bool = False, **addresses: int) -> int:
         """Run a kernel on arrays at these addresses; return its status, see ``rollout.CHANGED``.
 
         Args:
             kind: "forward", "reverse", "cost", "cost_gradient" or "linearise".
-            kernel: Makes the kernel when it is first needed.
             weights: Address of the flat weights of all members.
             version: Of the weights; those packed last are not packed again.
-            key: Tells kernels of one kind apart.
+            cost: For the kinds that have one.
             learn: Whether gradients of the weights are wanted.
             addresses: Addresses and numbers by the names of ``rollout.FIELDS``.
         """
+        key = None if cost is None else cost.key
         with self.lock:
             if (kind, key) not in self._tables:
-                self._prepare(kind, key, kernel())
+                self._prepare(kind, key, self._engine.kernel(kind, self.schedule, cost))
             if version != self._version:
                 self._packed_from(weights, version)
             values = self._templates[kind, key].copy()

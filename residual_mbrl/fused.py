@@ -1,13 +1,14 @@
 """Rollouts, costs and linearisations of a model in one kernel launch, where every part of the model has a Warp form.
 
-Computed on the CPU in the precision of the state. Gradients reach first states, actions, physical parameters and weights; there is no
-second derivative and no forward mode, and a transform of ``torch.func`` takes the torch loop.
+Computed in the precision of the state, on the CPU or, by the same equations (``fused_cuda``), on a CUDA device. Gradients reach first
+states, actions, physical parameters and weights; there is no second derivative and no forward mode, and a transform of ``torch.func``
+takes the torch loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 from residual_mbrl.baselines import Values
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.fused_cuda import flat_of, plan_on
 from residual_mbrl.fused_model import (
     FlatWeights,
     FusedModel,
     Refusal,
+    constants_on,
     engine,
     parameter_rows,
     prepare,
@@ -27,9 +30,6 @@ from residual_mbrl.fused_model import (
     weight_entries,
 )
 from residual_mbrl.spaces import StateSpace
-
-if TYPE_CHECKING:
-    from residual_mbrl.kernels.launch import Engine, Plan
 
 __all__ = ["CostGradient", "Refusal", "fused_cost", "fused_cost_gradient", "fused_jacobians", "fused_rollout"]
 CHANGED, BAD_STATE, BAD_ACTION = 1, 2, 4
@@ -61,9 +61,13 @@ class _Call:
         self.parameters = parameter_rows(dynamics, model, self.state, self.batch, parameters).contiguous()
         self.engine = engine(dynamics, model, parameters, state.dtype)
         self.members = model.members[0] if model.members else 1
-        self.plan: Plan = self.engine.plan(self.state.shape[0], horizon, torch.get_num_threads(), members=self.members)
+        self.plan = plan_on(self.engine, self.state, horizon, self.members)
+        self.constants = constants_on(model, state)
         self.weights = [w if w.is_contiguous() else w.contiguous() for form in model.forms for w in form.weights()]
-        self.flat = model.flat.get(state.dtype) or read_weights(dynamics, model, self.weights, state.dtype)
+        if self.plan.compares:
+            self.flat = model.flat.get(state.dtype) or read_weights(dynamics, model, self.weights, state.dtype)
+        else:
+            self.flat = FlatWeights(flat_of(self.weights, self.members, self.state), 0)
 
     def launch(self, kind: str, cost: tuple[object, Any] | None = None, learn: bool = False, **addresses: int) -> None:
         """Run a kernel that starts from first states.
@@ -72,13 +76,12 @@ class _Call:
             ValueError: if a first state, an action or a weight is not finite.
         """
         entries = weight_entries(self.weights, self.members)
-        key, form = cost or (None, None)
+        form = None if cost is None else cost[1]
         for _ in range(2):
             status = self.plan.run(
-                kind, lambda: self.engine.kernel(kind, self.plan.schedule, form), key=key, learn=learn, weights=self.flat.values.data_ptr(),
-                version=self.flat.version, entries=entries.address, n_entries=len(self.weights), initial=self.state.data_ptr(),
-                actions=self.actions.data_ptr(), parameters=self.parameters.data_ptr(),
-                constants=self.model.constants[self.state.dtype].data_ptr(), **addresses)
+                kind, cost=form, learn=learn, weights=self.flat.values.data_ptr(), version=self.flat.version, entries=entries.address,
+                n_entries=len(self.weights), initial=self.state.data_ptr(), actions=self.actions.data_ptr(),
+                parameters=self.parameters.data_ptr(), constants=self.constants.data_ptr(), **addresses)
             if status != CHANGED:
                 break
             self.flat = read_weights(self.dynamics, self.model, self.weights, self.state.dtype)
@@ -122,8 +125,7 @@ class _Rollout(torch.autograd.Function):
         kept = call.plan.keep() if call.plan.keeps else None
         states = _states(call, kept)
         ctx.save_for_backward(actions, parameters, states)
-        ctx.constants = call.model.constants[state.dtype]
-        ctx.engine, ctx.plan, ctx.kept, ctx.flat = call.engine, call.plan, kept, call.flat
+        ctx.constants, ctx.plan, ctx.kept, ctx.flat = call.constants, call.plan, kept, call.flat
         ctx.likes = [(w.shape, w.dtype) for w in weights]
         return states
 
@@ -136,10 +138,9 @@ class _Rollout(torch.autograd.Function):
         grad = grad.contiguous()
         by_state, by_actions = states.new_empty(states.shape[0], states.shape[2]), torch.empty_like(actions)
         by_parameters, by_weights = torch.empty_like(parameters), torch.empty_like(flat.values) if learn else None
-        plan.run("reverse", lambda: ctx.engine.kernel("reverse", plan.schedule), weights=flat.values.data_ptr(), version=flat.version,
-                 learn=learn, constants=ctx.constants.data_ptr(), parameters=parameters.data_ptr(), states=states.data_ptr(),
-                 actions=actions.data_ptr(), grad_states=grad.data_ptr(), grad_initial=by_state.data_ptr(),
-                 grad_actions=by_actions.data_ptr(), grad_parameters=by_parameters.data_ptr(),
+        plan.run("reverse", weights=flat.values.data_ptr(), version=flat.version, learn=learn, constants=ctx.constants.data_ptr(),
+                 parameters=parameters.data_ptr(), states=states.data_ptr(), actions=actions.data_ptr(), grad_states=grad.data_ptr(),
+                 grad_initial=by_state.data_ptr(), grad_actions=by_actions.data_ptr(), grad_parameters=by_parameters.data_ptr(),
                  grad_weights=0 if by_weights is None else by_weights.data_ptr(), **_kept(ctx.kept))
         return None, by_state, by_actions, by_parameters, *_parts(by_weights, ctx.likes)
 

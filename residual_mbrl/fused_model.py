@@ -68,7 +68,7 @@ class FusedModel:
     members: torch.Size
     """Leading dimensions of the weights: none, or the members of an ensemble."""
     constants: dict[torch.dtype, Tensor]
-    """Rows [members, constants]."""
+    """Rows [members, constants] on the CPU."""
     weight_names: tuple[str | None, ...]
     """Names of the weights in order, None for one that is made of others."""
     names: tuple[str, ...]
@@ -76,6 +76,8 @@ class FusedModel:
     values: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     """The row of parameter values made last."""
     engines: dict[tuple[object, ...], Engine] = field(default_factory=dict)
+    placed: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
+    """The constants on other devices."""
     flat: dict[torch.dtype, FlatWeights] = field(default_factory=dict)
     """The weights that the last rollout had."""
 
@@ -88,8 +90,8 @@ _versions = count()
 
 def prepare(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> FusedModel | Refusal:
     """Return a model ready to run on these inputs, or why there is none; arguments as ``rollout`` has checked and expanded them."""
-    if state.dtype not in REALS or state.device.type != "cpu":
-        return Refusal(f"fused rollouts are float32 or float64 on the CPU, not {state.dtype} on {state.device}")
+    if state.dtype not in REALS or state.device.type not in ("cpu", "cuda"):
+        return Refusal(f"fused rollouts are float32 or float64 on a CPU or a CUDA device, not {state.dtype} on {state.device}")
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return Refusal("a torch.func transform or forward-mode differentiation is active")
     if parameters:
@@ -190,6 +192,16 @@ def parameter_rows(dynamics: ResidualDynamics, ready: FusedModel, like: Tensor, 
         shaped = s.to(like).reshape(*ready.members, *(1,) * (len(batch) - len(ready.members)), s.shape[-1])
         columns += shaped.expand(*batch, s.shape[-1]).unbind(-1)
     return torch.stack([*columns, row[-1].expand(batch)], -1).reshape(like.shape[0], -1)
+
+
+def constants_on(ready: FusedModel, like: Tensor) -> Tensor:
+    """Return the constants in the precision of a tensor and on its device."""
+    if like.device.type == "cpu":
+        return ready.constants[like.dtype]
+    key = like.dtype, like.device
+    if key not in ready.placed:
+        ready.placed[key] = ready.constants[like.dtype].to(like.device)
+    return ready.placed[key]
 
 
 class Entries(NamedTuple):

@@ -13,9 +13,10 @@ import warp as wp
 from problems import MOVING, random_actions, random_states, randomise, residual, system
 from quadrotor_problem import quadrotor, random_flight
 
+from residual_mbrl import fused
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
-from residual_mbrl.fused_cuda import flat_of, gather, thread_rollout
-from residual_mbrl.fused_model import prepare
+from residual_mbrl.fused_cuda import flat_of, thread_engine
+from residual_mbrl.fused_model import constants_on, engine, parameter_rows, prepare
 from residual_mbrl.kernels import cuda, cuda_launch
 from residual_mbrl.kernels.cuda import Grid
 from residual_mbrl.kernels.cuda_launch import Program, ThreadEngine
@@ -41,9 +42,21 @@ def values(dynamics, batch):
     return {n: v * (1 + 0.01 * torch.arange(batch, dtype=torch.float64)) for n, v in dynamics.values.items()}
 
 
-def threads(dynamics, x, u, p):
-    """Roll out with the kernels of a GPU, wherever the tensors are."""
-    return thread_rollout(dynamics, prepare(dynamics, x.cpu(), u.cpu(), {n: v.cpu() for n, v in p.items()}), x, u, p)
+@pytest.fixture
+def threads(monkeypatch):
+    """Fused rollouts by the kernels of a GPU, wherever the tensors are."""
+    def plan_on(built, like, horizon, members):
+        return thread_engine(built, like.device).plan(like.shape[0], horizon, members)
+
+    monkeypatch.setattr(fused, "plan_on", plan_on)
+
+
+def by_kernels(dynamics, x, u, p):
+    return rollout(dynamics, x, u, p, backend="fused")
+
+
+def by_torch(dynamics, x, u, p):
+    return rollout(dynamics, x, u, p, backend="torch")
 
 
 def relative(found, exact):
@@ -63,8 +76,8 @@ def gradients(run, dynamics, x, u, p):
 def assert_agrees(dynamics, x, u, device="cpu", dtype=torch.float32):
     """Within 1e-5 in values and 1e-4 in each gradient of float64 torch; in float64 to rounding."""
     p = values(dynamics, x.shape[0])
-    exact, by_exact = gradients(rollout, dynamics, x, u, p)
-    found, by_found = gradients(threads, dynamics.to(device), x.to(device, dtype), u.to(device, dtype),
+    exact, by_exact = gradients(by_torch, dynamics, x, u, p)
+    found, by_found = gradients(by_kernels, dynamics.to(device), x.to(device, dtype), u.to(device, dtype),
                                 {n: v.to(device, dtype) for n, v in p.items()})
     double = dtype == torch.float64
     assert relative(found, exact) < (1e-12 if double else 1e-5)
@@ -79,24 +92,27 @@ def assert_agrees(dynamics, x, u, device="cpu", dtype=torch.float32):
     ("pendulum", (), 3, 8, torch.float64),
     ("quadrotor", (), 2, 5, torch.float32),
 ])
+@pytest.mark.usefixtures("threads")
 def test_threads_compute_what_torch_does(name, kinds, batch, horizon, dtype):
     """States and every gradient, with lanes and rows left over, with and without networks."""
     dynamics = model(name, kinds)
     assert_agrees(dynamics, *inputs(dynamics, batch, horizon), dtype=dtype)
 
 
+@pytest.mark.usefixtures("threads")
 def test_members_have_weights_of_their_own():
     """As many groups of worlds as members, none of them full; weights' gradients stay apart."""
     dynamics = ensemble([model("cartpole", seed=s) for s in (0, 5)])
     x = random_states(dynamics.baseline, 2, 33) / 3
     u = random_actions(dynamics.baseline, 2, 33, 6)
-    exact, by_exact = gradients(rollout, dynamics, x, u, {})
-    found, by_found = gradients(threads, dynamics, x.float(), u.float(), {})
+    exact, by_exact = gradients(by_torch, dynamics, x, u, {})
+    found, by_found = gradients(by_kernels, dynamics, x.float(), u.float(), {})
     assert relative(found, exact) < 1e-5
     for name, expected in by_exact.items():
         assert relative(by_found[name], expected) < 1e-4, name
 
 
+@pytest.mark.usefixtures("threads")
 def test_a_block_takes_several_groups_in_turn(monkeypatch):
     """A batch larger than the blocks in flight, whose scratch the groups share."""
     monkeypatch.setattr(cuda_launch, "GROUPS", 2)
@@ -105,8 +121,8 @@ def test_a_block_takes_several_groups_in_turn(monkeypatch):
         w.requires_grad_(False)
     x, u = inputs(dynamics, 5 * cuda_launch.WIDE + 3, 4)
     x.requires_grad_()
-    exact = rollout(dynamics, x, u)
-    found = threads(dynamics, x.float(), u.float(), {})
+    exact = by_torch(dynamics, x, u, {})
+    found = by_kernels(dynamics, x.float(), u.float(), {})
     by_exact, by_found = (torch.autograd.grad(s.square().sum(), x)[0] for s in (exact, found))
     assert relative(found.detach(), exact.detach()) < 1e-5
     assert relative(by_found, by_exact) < 1e-4
@@ -210,7 +226,7 @@ def test_costs_and_their_gradients_are_those_of_torch(shared):
     seeds = torch.rand(batch, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     x.requires_grad_()
     u.requires_grad_()
-    states, every = rollout(dynamics, x, u), r.expand(batch, -1, -1)
+    states, every = by_torch(dynamics, x, u, {}), r.expand(batch, -1, -1)
     s, e, a, b = states[:, :-1].unbind(-1), states[:, -1].unbind(-1), every[:, :-1].unbind(-1), every[:, -1].unbind(-1)
     costs = running(s, u.unbind(-1), a).sum(-1) + terminal(e, b)
     by_x, by_u, *by_weights = torch.autograd.grad((costs * seeds).sum(), [x, u, *dynamics.parameters()])
@@ -227,20 +243,23 @@ def test_costs_and_their_gradients_are_those_of_torch(shared):
 
 
 def flattened(dynamics, x, u):
-    """The engine of a model and its inputs in float32, as all of its kernels take them."""
-    i = gather(dynamics, prepare(dynamics, x.float().cpu(), u.float().cpu(), {}), x.float(), u.float(), {})
-    return i.engine, (flat_of(i.weights, 1, i.state), i.constants, i.parameters.contiguous(), i.state, i.actions)
+    """The engine of a model for the CPU and its inputs in float32, as all of its kernels take them."""
+    x, u = x.float(), u.float()
+    ready = prepare(dynamics, x, u, {})
+    weights = flat_of([w for form in ready.forms for w in form.weights()], 1, x)
+    return thread_engine(engine(dynamics, ready, {}, x.dtype), x.device), (
+        weights, constants_on(ready, x), parameter_rows(dynamics, ready, x, x.shape[:-1], {}).contiguous(), x, u.contiguous())
 
 
 def test_linearisation_is_that_of_torch():
     """Jacobians of every step of every world."""
     dynamics = model("double_pendulum", ("conservative", "unstructured"))
     x, u = inputs(dynamics, 5, 7)
-    states = rollout(dynamics, x, u).detach()
+    states = by_torch(dynamics, x, u, {}).detach()
     engine, (flat, constants, parameters, _, actions) = flattened(dynamics, x, u)
     A, B = engine.linearise(flat, constants, parameters, states.float(), actions)
     with torch.no_grad():
-        exact = linearise(dynamics, states, u)
+        exact = linearise(dynamics, states, u, backend="torch")
     assert relative(A, exact.A) < 1e-5
     assert relative(B, exact.B) < 1e-5
 
