@@ -137,7 +137,7 @@ class Scalar:
         return self
 
     def __pow__(self, o: Any) -> Any:  # noqa: D105
-        if isinstance(o, int) and 0 < o <= 4:  # noqa: PLR2004
+        if isinstance(o, int) and 0 < o <= 4:
             out = self
             for _ in range(o - 1):
                 out = out * self

@@ -28,7 +28,8 @@ class _Warp:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        for name in ("sin", "cos", "tan", "tanh", "exp", "log", "sqrt", "sign", "asin", "acos", "atan", "atan2", "pow", "abs", "min", "max"):
+        for name in ("sin", "cos", "tan", "tanh", "exp", "log", "sqrt", "sign", "asin", "acos", "atan", "atan2", "pow", "abs", "min",
+                     "max"):
             setattr(self, name, self._elementwise(name))
         self.float32 = self.float64 = self.float16 = _same
         for n in (2, 3, 4):

@@ -78,7 +78,7 @@ class Place(NamedTuple):
 
     kind: str
     """"x" or "u", or the name of a baseline signal."""
-    index: int
+    place: int
     signal: WarpFunction | None = None
     """``signal(x, u, p)``, of which the entry is taken."""
 
@@ -167,7 +167,7 @@ def _constants(f: Feature, features: FeatureMap, column: int) -> list[Tensor]:
 
 
 def _source(place: Place) -> WarpFunction:
-    i, signal = place.index, place.signal
+    i, signal = place.place, place.signal
 
     @warp_function
     def action_entry(x: Any, u: Any, p: Any) -> Any:
@@ -214,7 +214,7 @@ def _entry(f: Feature, place: Place, direction: Place | None, at: int, knot: int
 
     @warp_function
     def entry_slow(x: Any, u: Any, p: Any, c: Any) -> Any:
-        return wp.exp(-wp.abs(source(x, u, p)) * c[at])
+        return wp.exp(wp.abs(source(x, u, p)) * -c[at])
 
     @warp_function
     def entry_hats(x: Any, u: Any, p: Any, c: Any) -> Any:
