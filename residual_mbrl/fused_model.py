@@ -21,6 +21,9 @@ from residual_mbrl.baselines import Baseline, Port, Values, WarpFunction
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.physics.mechanical import MechanicalBaseline
 from residual_mbrl.physics.mechanical_warp import StepOptions, WarpTerms, warp_substep
+from residual_mbrl.residuals.base import Residual
+from residual_mbrl.residuals.features import FeatureMap
+from residual_mbrl.residuals.networks import Perceptron
 from residual_mbrl.residuals.warp_form import WarpForm, port_type, summed
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 STRUCTURES = 64
 """Compiled structures that are remembered."""
 REALS = {torch.float32: "float", torch.float64: "double"}
+EQUATIONS = ("forward", "next_memory", "_delayed", "_lagged", "matrix", "_inputs", "_ridge", "_linear")
+"""Methods of residuals that a Warp form speaks for; what else they have, a fused rollout takes as it is or does not use."""
 
 
 class Refusal(NamedTuple):
@@ -123,7 +128,7 @@ def _make(dynamics: ResidualDynamics) -> FusedModel | Refusal:
     signals = baseline.warp_signals() if _speaks_for(baseline, "warp_signals", ("signals",)) else {}
     forms = []
     for residual in dynamics.corrections:
-        form = residual.warp_form(baseline.space, signals) if _speaks_for(residual, "warp_form", ("forward",)) else None
+        form = residual.warp_form(baseline.space, signals) if _is_as_written(residual) else None
         if form is None:
             return Refusal(f"the residual {residual.name} has no Warp form")
         if terms is None and (form.damping or form.friction):
@@ -152,10 +157,17 @@ def _speaks_for(part: object, form: str, names: Sequence[str]) -> bool:
     return all(owner <= next((i for i, c in enumerate(order) if n in vars(c)), owner) for n in names)
 
 
+def _is_as_written(residual: Residual) -> bool:
+    """Tell whether a residual, the features and the network within are those that a Warp form speaks for."""
+    parts = ((FeatureMap, ("forward", "_transform")), (Perceptron, ("forward",)))
+    return _speaks_for(residual, "warp_form", EQUATIONS) and all(
+        getattr(type(m), n) is getattr(kind, n) for m in residual.modules() for kind, names in parts if isinstance(m, kind) for n in names)
+
+
 def _settings(dynamics: ResidualDynamics) -> tuple[Settings, ...]:
     found = []
     for part in (dynamics.baseline, *dynamics.residuals):
-        names = tuple(n for n, v in vars(part).items() if isinstance(v, int | float | str | tuple))
+        names = tuple(n for n, v in vars(part).items() if v is None or isinstance(v, int | float | str | tuple))
         found.append(Settings(vars(part), names, [vars(part)[n] for n in names]))
     return tuple(found)
 
