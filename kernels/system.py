@@ -69,7 +69,7 @@ class Cost:
 
 
 def system_text(system: System) -> str:
-    """Return C++ members ``features``, ``hold``, ``substep``, ``finish``, and with ``d_`` before their names the vector-Jacobian products."""
+    """Return C++ members ``features``, ``hold``, ``substep``, ``finish``, and with ``d_`` before them their vector-Jacobian products."""
     s = system
     x, k, u, p, c, y, h = (("x", s.nx), ("k", s.nk), ("u", s.nu), ("p", s.np), ("c", s.nc), ("y", s.ny), ("h", s.nh))
     return "\n".join([

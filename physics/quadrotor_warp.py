@@ -40,7 +40,7 @@ def warp_substep(names: Sequence[str], rotors: Sequence[Sequence[int]], *, h: fl
         target = scale * v4(u[0], u[1], u[2], u[3])
         return from_centre(move(to_centre(vx(x), p), target, force, p), p)
 
-    return substep  # type: ignore[no-any-return]
+    return substep
 
 
 class _Turning(NamedTuple):

@@ -91,49 +91,38 @@ _versions = count()
 
 def prepare(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> FusedModel | Refusal:
     """Return a model ready to run on these inputs, or why there is none; arguments as ``rollout`` has checked and expanded them."""
-    if state.dtype not in REALS or state.device.type != "cpu":
-        return Refusal(f"fused rollouts are float32 or float64 on the CPU, not {state.dtype} on {state.device}")
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        return Refusal("a torch.func transform or forward-mode differentiation is active")
-    if parameters:
-        live = [n for n in parameters if n not in dynamics.values]
-        if live:
-            return Refusal(f"live additions {live} are given")
-    if state.numel() == 0 or actions.numel() == 0:
-        return Refusal("the batch is empty")
+    refused = _refused_inputs(dynamics, state, actions, parameters)
+    if refused is not None:
+        return refused
     ready = _ready.get(dynamics)
     if ready is None or not _is_current(ready, dynamics):
         made = _make(dynamics)
         if isinstance(made, Refusal):
             return made
         ready = _ready[dynamics] = made
-    if ready.members and state.shape[:1] != ready.members:
+    if ready.members and state.shape[:-1][:1] != ready.members:
         return Refusal(f"weights of {ready.members[0]} members need states [{ready.members[0]}, ...], received {tuple(state.shape)}")
     return ready
 
 
+def _refused_inputs(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, parameters: Values) -> Refusal | None:
+    if state.dtype not in REALS or state.device.type != "cpu":
+        return Refusal(f"fused rollouts are float32 or float64 on the CPU, not {state.dtype} on {state.device}")
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return Refusal("a torch.func transform or forward-mode differentiation is active")
+    live = [n for n in parameters if n not in dynamics.values]
+    if live:
+        return Refusal(f"live additions {live} are given")
+    return Refusal("the batch is empty") if state.numel() == 0 or actions.numel() == 0 else None
+
+
 def _make(dynamics: ResidualDynamics) -> FusedModel | Refusal:
-    baseline = dynamics.baseline
-    if type(dynamics).step is not ResidualDynamics.step:
-        return Refusal(f"{type(dynamics).__name__} has a step of its own")
-    terms = None
-    if isinstance(baseline, MechanicalBaseline):
-        terms = baseline.warp_terms()
-        if terms is None or not _speaks_for(baseline, "warp_terms", ("mass_matrix", "smooth_force", "damping", "frictionloss", "terms")):
-            return Refusal(f"{type(baseline).__name__} has no Warp form of its equations")
-        if type(baseline).step is not MechanicalBaseline.step or type(baseline)._substep is not MechanicalBaseline._substep:
-            return Refusal(f"{type(baseline).__name__} has a step of its own")
-    elif baseline.warp_step() is None or not _speaks_for(baseline, "warp_step", ("step",)):
-        return Refusal(f"{type(baseline).__name__} has no Warp form of its equations")
-    signals = baseline.warp_signals() if _speaks_for(baseline, "warp_signals", ("signals",)) else {}
-    forms = []
-    for residual in dynamics.corrections:
-        form = residual.warp_form(baseline.space, signals) if _is_as_written(residual) else None
-        if form is None:
-            return Refusal(f"the residual {residual.name} has no Warp form")
-        if terms is None and (form.damping or form.friction):
-            return Refusal(f"the Warp form of {type(baseline).__name__} takes no live damping or friction, as {residual.name} adds")
-        forms.append(form)
+    terms = _terms(dynamics)
+    if isinstance(terms, Refusal):
+        return terms
+    forms = _forms(dynamics, terms)
+    if isinstance(forms, Refusal):
+        return forms
     members = {w.shape[:-k] for form in forms for w, k in _with_ranks(form) if w.ndim > k}
     if len(members) > 1 or any(len(m) > 1 for m in members) or (members and any(w.ndim == k for f in forms for w, k in _with_ranks(f))):
         return Refusal("weights of different members are mixed")
@@ -141,8 +130,40 @@ def _make(dynamics: ResidualDynamics) -> FusedModel | Refusal:
     rows = [f.constants.reshape(-1, f.constants.shape[-1]).expand(leading[0] if leading else 1, -1) for f in forms]
     constants = torch.cat([*rows, torch.zeros(leading[0] if leading else 1, 1, dtype=torch.float64)], -1)
     buffers = tuple((m._buffers, n, b, b._version) for m in dynamics.residuals.modules() for n, b in m._buffers.items() if b is not None)
-    return FusedModel(terms, tuple(forms), list(dynamics.residuals._modules.values()), _settings(dynamics), buffers, _shapes(forms), leading,
-                      {d: constants.to(d).contiguous() for d in REALS}, tuple(baseline.parameters.names))
+    return FusedModel(terms, forms, list(dynamics.residuals._modules.values()), _settings(dynamics), buffers, _shapes(forms), leading,
+                      {d: constants.to(d).contiguous() for d in REALS}, tuple(dynamics.baseline.parameters.names))
+
+
+def _terms(dynamics: ResidualDynamics) -> WarpTerms | Refusal | None:
+    """Return the terms of a mechanical baseline, None for another that has a Warp step, or why there is neither."""
+    baseline = dynamics.baseline
+    name, none = type(baseline).__name__, Refusal(f"{type(baseline).__name__} has no Warp form of its equations")
+    if any(getattr(type(dynamics), n) is not getattr(ResidualDynamics, n) for n in ("step", "correction", "remember", "_seen")):
+        return Refusal(f"{type(dynamics).__name__} has a step of its own")
+    if not isinstance(baseline, MechanicalBaseline):
+        return none if baseline.warp_step() is None or not _speaks_for(baseline, "warp_step", ("step",)) else None
+    if type(baseline).step is not MechanicalBaseline.step or type(baseline)._substep is not MechanicalBaseline._substep:
+        return Refusal(f"{name} has a step of its own")
+    terms = baseline.warp_terms()
+    if terms is None or not _speaks_for(baseline, "warp_terms", ("mass_matrix", "smooth_force", "damping", "frictionloss", "terms")):
+        return none
+    if baseline.space.nq != baseline.space.nv or baseline.space.na:
+        return Refusal(f"the Warp form of a mechanical step has no quaternions or activations, as {name} has")
+    return terms
+
+
+def _forms(dynamics: ResidualDynamics, terms: WarpTerms | None) -> tuple[WarpForm, ...] | Refusal:
+    """Return the Warp forms of the residuals, or why there are none."""
+    baseline, forms = dynamics.baseline, []
+    signals = baseline.warp_signals() if _speaks_for(baseline, "warp_signals", ("signals",)) else {}
+    for residual in dynamics.corrections:
+        form = residual.warp_form(baseline.space, signals) if _is_as_written(residual) else None
+        if form is None:
+            return Refusal(f"the residual {residual.name} has no Warp form")
+        if terms is None and (form.damping or form.friction):
+            return Refusal(f"the Warp form of {type(baseline).__name__} takes no live damping or friction, as {residual.name} adds")
+        forms.append(form)
+    return tuple(forms)
 
 
 def _with_ranks(form: WarpForm) -> list[tuple[Tensor, int]]:
@@ -193,11 +214,13 @@ def parameter_rows(dynamics: ResidualDynamics, ready: FusedModel, like: Tensor, 
     scalars = [s for form in ready.forms for s in form.scalars()]
     if not parameters and not scalars:
         return row.expand(like.shape[0], -1)
-    columns = [parameters[n].to(like).expand(batch) if n in parameters else row[i].expand(batch) for i, n in enumerate(ready.names)]
-    for s in scalars:
-        shaped = s.to(like).reshape(*ready.members, *(1,) * (len(batch) - len(ready.members)), s.shape[-1])
-        columns += shaped.expand(*batch, s.shape[-1]).unbind(-1)
-    return torch.stack([*columns, row[-1].expand(batch)], -1).reshape(like.shape[0], -1)
+    parts = [row[:-1].expand(*batch, -1)]
+    if parameters:
+        parts = [torch.stack([parameters[n].to(like).expand(batch) if n in parameters else row[i].expand(batch)
+                              for i, n in enumerate(ready.names)], -1)]
+    one = (1,) * (len(batch) - len(ready.members))
+    parts += [s.to(like).reshape(*ready.members, *one, s.shape[-1]).expand(*batch, -1) for s in scalars]
+    return torch.cat([*parts, row[-1:].expand(*batch, 1)], -1).reshape(like.shape[0], -1)
 
 
 def flat_weights(dynamics: ResidualDynamics, ready: FusedModel, weights: Sequence[Tensor], dtype: torch.dtype) -> FlatWeights:
@@ -258,7 +281,8 @@ class _Same:
 
 def _identity(baseline: Baseline) -> tuple[object, ...]:
     """Return all of a baseline that its Warp functions may have been made from; parameter values come at run time."""
-    own = {n: v if isinstance(v, int | float | str | tuple) else _Same(v) for n, v in vars(baseline).items() if n not in ("parameters", "live")}
+    own = {n: v if isinstance(v, int | float | str | tuple) else _Same(v) for n, v in vars(baseline).items()
+           if n not in ("parameters", "live")}
     return type(baseline), tuple(baseline.parameters.names), *own.items()
 
 
@@ -323,8 +347,8 @@ def _built(dynamics: ResidualDynamics, forms: Sequence[WarpForm], step: tuple[Wa
             k = k + dt * h[nh - 2 * nv : nh]
         return _vector([*k, *h[nh:]])
 
-    system = System(features=features, hold=hold, substep=move, finish=finish, substeps=step[1], nx=nx, nk=nk, nu=nu, nz=max(len(entries), 1),
-                    ny=max(y0, 1), nh=nh + nx - nk, np=p0 + 1, nc=c0 + 1)
+    system = System(features=features, hold=hold, substep=move, finish=finish, substeps=step[1], nx=nx, nk=nk, nu=nu,
+                    nz=max(len(entries), 1), ny=max(y0, 1), nh=nh + nx - nk, np=p0 + 1, nc=c0 + 1)
     networks = [f for f in forms if f.sizes]
     return Engine(system, [f.sizes for f in networks], [f.squashed for f in networks], real)
 

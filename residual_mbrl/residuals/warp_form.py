@@ -78,7 +78,7 @@ class Place(NamedTuple):
 
     kind: str
     """"x" or "u", or the name of a baseline signal."""
-    index: int
+    at: int
     signal: WarpFunction | None = None
     """``signal(x, u, p)``, of which the entry is taken."""
 
@@ -168,7 +168,7 @@ def _constants(f: Feature, features: FeatureMap, column: int) -> list[Tensor]:
 
 def source_entry(place: Place) -> WarpFunction:
     """Return ``(x, u, p) -> float``, the entry at a place."""
-    i, signal = place.index, place.signal
+    i, signal = place.at, place.signal
 
     @warp_function
     def action_entry(x: Any, u: Any, p: Any) -> Any:
@@ -215,7 +215,7 @@ def _entry(f: Feature, place: Place, direction: Place | None, at: int, knot: int
 
     @warp_function
     def entry_slow(x: Any, u: Any, p: Any, c: Any) -> Any:
-        return wp.exp(-wp.abs(source(x, u, p)) * c[at])
+        return wp.exp(-(wp.abs(source(x, u, p)) * c[at]))
 
     @warp_function
     def entry_hats(x: Any, u: Any, p: Any, c: Any) -> Any:
