@@ -70,6 +70,7 @@ def test_an_effort_that_is_no_signal():
     """A state or an action is an effort too; one with the wrong number of entries, or none at all, has no Warp form."""
     pendulum, double = system("pendulum"), system("double_pendulum")
     entries = [Feature(source="action")]
-    for baseline, signal, fuses in ((pendulum, "torque", True), (double, "action", True), (double, "angle1", False), (double, "duty", False)):
+    for baseline, signal, fuses in ((pendulum, "torque", True), (double, "action", True), (double, "angle1", False),
+                                    (double, "duty", False)):
         actuator = EffortActuator(signal=signal, nv=baseline.space.nv, features=entries, sizes=[baseline.space.nu])
         assert (actuator.warp_form(baseline.space, {}) is not None) == fuses
