@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 STRUCTURES = 64
 """Compiled structures that are remembered."""
 REALS = {torch.float32: "float", torch.float64: "double"}
-EQUATIONS = ("forward", "next_memory", "_delayed", "_lagged", "matrix", "_inputs", "_ridge", "_linear")
-"""Methods of residuals that a Warp form speaks for; what else they have, a fused rollout takes as it is or does not use."""
+EQUATIONS = ("port", "live", "forward", "next_memory", "_delayed", "_lagged", "_outputs", "matrix", "_inputs", "_ridge", "_linear")
+"""What a residual's Warp form speaks for; anything else that residuals have, a fused rollout takes as it is or does not use."""
 
 
 class Refusal(NamedTuple):
@@ -160,6 +160,8 @@ def _forms(dynamics: ResidualDynamics, terms: WarpTerms | None) -> tuple[WarpFor
         form = residual.warp_form(baseline.space, signals) if _is_as_written(residual) else None
         if form is None:
             return Refusal(f"the residual {residual.name} has no Warp form")
+        if residual.memory_names and form.drive is None:
+            return Refusal(f"the Warp form of {residual.name} does not say what it remembers")
         if terms is None and (form.damping or form.friction):
             return Refusal(f"the Warp form of {type(baseline).__name__} takes no live damping or friction, as {residual.name} adds")
         forms.append(form)

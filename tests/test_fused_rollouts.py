@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import INTEGRATORS, MOVING, random_actions, random_states, randomise, system
 
+from residual_mbrl.baselines import Port
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.physics.cartpole import CartPole
 from residual_mbrl.physics.servo import Servo
@@ -240,6 +241,27 @@ class Firmer(Dissipative):
         return 2 * super().matrix(context)
 
 
+class Commanding(Unstructured):
+    """A user's residual on another port."""
+
+    port = Port.ACTION
+
+
+class Remembering(Unstructured):
+    """A user's residual with a memory, of which its Warp form knows nothing."""
+
+    memory_names = ("last",)
+
+    def initial_memory(self, context):
+        return context.action
+
+    def next_memory(self, context):
+        return context.action
+
+    def warp_form(self, space, signals):
+        return super().warp_form(space, signals)
+
+
 class Squared(FeatureMap):
     """Features of a user's own."""
 
@@ -280,6 +302,8 @@ EFFORT = Unstructured(nv=1, features=[Feature(source="motor_torque")], bound=1.0
     (ResidualDynamics(CartPole(), [moved(Louder)]), "residual Louder has no Warp form"),
     (ResidualDynamics(CartPole(), [moved(Firmer)]), "residual Firmer has no Warp form"),
     (ResidualDynamics(CartPole(), [Slower(nu=1, channels=[0], dt=0.01)]), "residual Slower has no Warp form"),
+    (ResidualDynamics(CartPole(), [Commanding(nv=1, features=MOVING, sizes=[2, 2], bound=1.0)]), "residual Commanding has no Warp form"),
+    (ResidualDynamics(CartPole(), [moved(Remembering)]), "Warp form of Remembering does not say what it remembers"),
     (ResidualDynamics(CartPole(), [squaring()]), "residual Unstructured has no Warp form"),
     (ResidualDynamics(Renamed(), [EFFORT]), "residual Unstructured has no Warp form"),
     (Damped(CartPole(), [moved()]), "Damped has a step of its own"),
