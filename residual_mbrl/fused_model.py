@@ -156,8 +156,13 @@ def _forms(dynamics: ResidualDynamics, terms: WarpTerms | None) -> tuple[WarpFor
     """Return the Warp forms of the residuals, or why there are none."""
     baseline, forms = dynamics.baseline, []
     signals = baseline.warp_signals() if _speaks_for(baseline, "warp_signals", ("signals",)) else {}
+    space = baseline.space
+    known = baseline.signals(torch.zeros(space.nx, dtype=torch.float64), torch.zeros(space.nu, dtype=torch.float64))
+    hidden = (known.keys() - signals.keys()) & {*space.state_names, *space.action, "position", "velocity", "action"}
+    if dynamics.residuals and hidden:
+        return Refusal(f"signals {sorted(hidden)} of {type(baseline).__name__} stand before entries of the same name and have no Warp form")
     for residual in dynamics.corrections:
-        form = residual.warp_form(baseline.space, signals) if _is_as_written(residual) else None
+        form = residual.warp_form(space, signals) if _is_as_written(residual) else None
         if form is None:
             return Refusal(f"the residual {residual.name} has no Warp form")
         if residual.memory_names and form.drive is None:
