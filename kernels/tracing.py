@@ -118,7 +118,7 @@ def trace(graph: Graph, function: Any, *arguments: Any) -> list[Scalar]:
     """
     try:
         out = _traced(graph, function, {})(*arguments)
-    except TypeError as error:
+    except (AttributeError, IndexError, TypeError) as error:
         raise TraceError(f"{_name(function)}: {error}") from error
     entries = out.entries if isinstance(out, Vector) else [out]
     return [e if isinstance(e, Scalar) else graph.constant(e) for e in entries]
@@ -161,11 +161,9 @@ def _type_of(graph: Graph) -> Function:
 def _exchanged(graph: Graph, thing: Any, seen: dict[int, Any]) -> Any:
     if thing is wp:
         return _Warp(graph)
-    if isinstance(thing, wp.Function):
-        if thing.func is None:  # one of Warp's own, referred to by itself
-            return getattr(_Warp(graph), thing.key)
-        return _traced(graph, thing, seen)
-    if isinstance(thing, types.FunctionType):
+    if isinstance(thing, wp.Function) and thing.func is None:  # one of Warp's own, referred to by itself
+        return getattr(_Warp(graph), thing.key)
+    if isinstance(thing, wp.Function | types.FunctionType):
         return _traced(graph, thing, seen)
     if isinstance(thing, list | tuple) and type(thing) in (list, tuple):
         return type(thing)(_exchanged(graph, t, seen) for t in thing)

@@ -16,15 +16,9 @@ from torch import Tensor
 from residual_mbrl.baselines import Values
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
-from residual_mbrl.fused_model import (
-    FusedModel,
-    Refusal,
-    engine,
-    parameter_rows,
-    prepare,
-    read_weights,
-    weight_entries,
-)
+from residual_mbrl.fused_inputs import parameter_rows, read_weights, weight_entries
+from residual_mbrl.fused_model import FusedModel, Refusal, prepare
+from residual_mbrl.fused_system import engine
 from residual_mbrl.spaces import StateSpace
 
 if TYPE_CHECKING:
