@@ -18,7 +18,7 @@ def draw(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) -> None:
         sizes, times = [n for n, _ in measured], [ms for _, ms in measured]
         power = 2 if name == "width" else 1
         axis.loglog(sizes, [times[-1] * (n / sizes[-1]) ** power for n in sizes], color="0.75", lw=1.5,
-                    label="∝ n²" if power == 2 else "∝ n")  # noqa: PLR2004
+                    label="∝ n²" if power == 2 else "∝ n")
         axis.loglog(sizes, times, "o-", color="#0072b2", ms=4, lw=1.2, label="measured")
         axis.set_xlabel(TITLES[name])
         axis.grid(which="major", color="0.92")

@@ -91,7 +91,8 @@ class Plan:
         self._shared = {
             "batch": batch, "horizon": horizon, "members": members, "member_worlds": batch // members, "row": self.row,
             "chunk": self.chunk, "span": min(SPAN, horizon), "packed_size": self._packed.shape[1],
-            "flat_size": len(network.gathering), "nets": len(network.layers), "n_inputs": len(network.inputs), "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
+            "flat_size": len(network.gathering), "nets": len(network.layers), "n_inputs": len(network.inputs),
+            "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
         for name, values in (("layers", network.layers), ("inputs", network.inputs), ("outputs", network.outputs),
                              ("squashed", network.squashed), ("spans", network.spans), ("gathering", network.gathering)):
             self._shared[name] = self._hold(_kept_ints(values))
@@ -292,7 +293,11 @@ def _launch_in_own_threads(call: Call, values: list[int], threads: int) -> None:
 def aligned_zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     """Return zeros that start on a cache line."""
     size, bytes_ = int(np.prod(shape)), np.dtype(dtype).itemsize
-    memory = np.zeros(size + 64 // bytes_, dtype)
+    try:
+        memory = np.zeros(size + 64 // bytes_, dtype)
+    except MemoryError as error:
+        raise MemoryError(f"rollout: {size * bytes_ / 2**20:.0f} MiB were needed for an array of shape {shape}; "
+                          "roll out fewer worlds or steps at a time") from error
     start = -memory.ctypes.data % 64 // bytes_
     return memory[start : start + size].reshape(shape)
 
