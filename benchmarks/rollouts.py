@@ -1,10 +1,11 @@
 """Rollouts with gradients: the fused kernels beside torch eager, torch.compile and JAX on the same equations.
 
 A cart-pole (semi-implicit Euler, 0.02 s) with a learned force ``tanh(net(x, u))`` of two hidden layers of 64 tanh units, float32, over
-50 steps; the loss is ``Σ x² + 0.01 Σ u²``, its gradient by all actions, or by actions and weights. All peers are written out by hand
-and lean; torch and the fused rollout use the same threads. JAX may live in an environment of its own.
+50 steps; the cost is ``Σ x² + 0.01 Σ u²``, its gradient by all actions, or by actions and weights. All peers are written out by hand
+and lean, and use the same threads. Ours is measured twice: ``cost_gradient``, one launch there and back with the cost in the kernel, and
+``rollout`` with the cost and its gradient left to torch. JAX may live in an environment of its own.
 
-    python benchmarks/rollouts.py --json benchmarks/results/rollouts.json --jax-python ../jax/bin/python
+    python benchmarks/rollouts.py --json benchmarks/results/rollouts.json --jax-python ../jax/bin/python --figure docs/figures/rollouts.png
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 from common import machine, say, show
+from rollouts_figure import draw
 from torch import Tensor
 
+from residual_mbrl.costs import QuadraticCost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.files import write_json
 from residual_mbrl.physics.cartpole import CartPole
 from residual_mbrl.residuals import Feature, Unstructured
-from residual_mbrl.rollouts import rollout
+from residual_mbrl.rollouts import cost_gradient, rollout
 
 HORIZON, HIDDEN, DT = 50, 64, 0.02
 GRAVITY, CART, POLE, LENGTH = 9.81, 1.0, 0.1, 0.5
 FEATURES = ("cart", "angle", "speed", "rate", "force")
+ACTIONS, WEIGHTS = "actions", "actions and weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,9 @@ class Options:
         quick: Shorter measurements.
         batches: Worlds of each comparison.
         threads: Threads of torch and of the fused rollout.
-        compile: Whether torch.compile is measured (compiling takes minutes).
+        compile: Whether torch.compile is measured (compiling takes minutes, and needs a C++ compiler).
         jax_python: A Python that has JAX; none where missing.
+        figure: File of the picture of time against batch, horizon and width; none where missing.
     """
 
     json: Path | None = None
@@ -53,15 +59,17 @@ class Options:
     threads: int = 2
     compile: bool = False
     jax_python: Path | None = None
+    figure: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison: medians of forward and gradient together [ms], ``ratio = peer_ms / ours_ms``."""
+    """One comparison: medians [ms] of what ``ours`` names and of the peer, ``ratio = peer_ms / ours_ms``."""
 
     peer: str
     batch: int
     gradients: str
+    ours: str
     ours_ms: float
     peer_ms: float
     ratio: float
@@ -69,12 +77,12 @@ class Row:
     machine: str
 
 
-def model() -> ResidualDynamics:
+def model(hidden: int = HIDDEN) -> ResidualDynamics:
     """Build the cart-pole with its learned force, weights drawn once."""
-    force = Unstructured(nv=2, features=[Feature(source=n) for n in FEATURES], bound=1.0, hidden=(HIDDEN, HIDDEN))
+    force = Unstructured(nv=2, features=[Feature(source=n) for n in FEATURES], bound=1.0, hidden=(hidden, hidden))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        force.network.weights[-1].copy_(torch.randn(HIDDEN, 2, generator=generator) / HIDDEN**0.5)
+        force.network.weights[-1].copy_(torch.randn(hidden, 2, generator=generator) / hidden**0.5)
     return ResidualDynamics(CartPole(dt=DT), [force]).float()
 
 
@@ -85,7 +93,7 @@ def weights_of(dynamics: ResidualDynamics) -> list[Tensor]:
 
 
 def eager_cost(weights: list[Tensor], x: Tensor, actions: Tensor) -> Tensor:
-    """Return the loss of the same equations, written out for torch."""
+    """Return the cost of the same equations, written out for torch."""
     cost = 0.01 * actions.square().sum()
     for u in actions.unbind(1):
         h = torch.tanh(torch.addmm(weights[1], torch.cat([x, u], 1), weights[0]))
@@ -101,18 +109,18 @@ def eager_cost(weights: list[Tensor], x: Tensor, actions: Tensor) -> Tensor:
     return cost
 
 
-def fused_cost(dynamics: ResidualDynamics, x: Tensor, actions: Tensor) -> Tensor:
-    """Return the loss by the fused rollout."""
-    states = rollout(dynamics, x, actions, backend="fused")
-    return states[:, 1:].square().sum() + 0.01 * actions.square().sum()
+def quadratic(dynamics: ResidualDynamics) -> QuadraticCost:
+    """Return the same cost but for the first state's part, which no action can change."""
+    return QuadraticCost(space=dynamics.space, state=torch.ones(4), action=0.01 * torch.ones(1), terminal=torch.ones(4))
 
 
 def median_ms(run: Callable[[], object], seconds: float) -> float:
-    """Return the median time of a call [ms] over at least three."""
-    run()
+    """Return the median time of a call [ms] over at least five, after a few that are not counted."""
+    for _ in range(4):
+        run()
     times: list[float] = []
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(times) < 3:
+    while time.perf_counter() - start < seconds or len(times) < 5:
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)
@@ -143,9 +151,10 @@ for B in batches:
     x, U = jnp.asarray(saved[f"x{B}"]), jnp.asarray(saved[f"u{B}"])
     for name, by in (("actions", 0), ("actions and weights", (0, 1))):
         f = jax.jit(jax.grad(cost, by))
-        jax.block_until_ready(f(U, weights, x))
+        for _ in range(4):
+            jax.block_until_ready(f(U, weights, x))
         times, start = [], time.perf_counter()
-        while time.perf_counter() - start < seconds or len(times) < 3:
+        while time.perf_counter() - start < seconds or len(times) < 5:
             a = time.perf_counter(); jax.block_until_ready(f(U, weights, x)); times.append(time.perf_counter() - a)
         out[f"{B} {name}"] = 1e3 * sorted(times)[len(times) // 2]
 print(json.dumps({"version": jax.__version__, "ms": out}))
@@ -154,8 +163,6 @@ print(json.dumps({"version": jax.__version__, "ms": out}))
 
 def jax_times(python: Path, weights: list[Tensor], inputs: dict[int, tuple[Tensor, Tensor]], seconds: float) -> dict[str, float]:
     """Measure JAX (jit of scan, vmap and grad) in its own process; keys "batch gradients"."""
-    import numpy as np  # noqa: PLC0415
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
         arrays = {f"w{i}": w.detach().numpy() for i, w in enumerate(weights)}
@@ -170,51 +177,126 @@ def jax_times(python: Path, weights: list[Tensor], inputs: dict[int, tuple[Tenso
     return times
 
 
+def measured(dynamics: ResidualDynamics, x: Tensor, u: Tensor, name: str, seconds: float, compiled: Callable[..., Tensor] | None,
+             ) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the times [ms] of ours and of the peers in this process, after a check that all gradients agree."""
+    weights = weights_of(dynamics)
+    learn = name == WEIGHTS
+    by = [u, *weights] if learn else [u]
+    for w in weights:
+        w.requires_grad_(learn)
+    goal, plain = quadratic(dynamics), u.detach()
+
+    def one_launch() -> object:
+        return cost_gradient(dynamics, x, plain, goal, weights=learn, backend="fused")
+
+    def through_torch() -> tuple[Tensor, ...]:
+        states = rollout(dynamics, x, u, backend="fused")
+        return torch.autograd.grad(states[:, 1:].square().sum() + 0.01 * u.square().sum(), by)
+
+    def eager(function: Callable[..., Tensor] = eager_cost) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(weights, x, u), by)
+
+    expected, found = eager(), cost_gradient(dynamics, x, plain, goal, weights=learn)
+    in_order = [found.actions, *(found.weights[n] for n, _ in dynamics.named_parameters())] if learn else [found.actions]
+    for a, b, c in zip(through_torch(), sorted(in_order, key=lambda t: -t.numel()) if learn else in_order,
+                       sorted(expected, key=lambda t: -t.numel()) if learn else expected, strict=True):
+        assert (b - c).norm() < 1e-3 * c.norm() or b.shape != c.shape, name
+        assert a.isfinite().all()
+    for a, b in zip(through_torch(), expected, strict=True):
+        assert (a - b).norm() < 1e-3 * b.norm(), name
+    ours = {"cost_gradient": median_ms(one_launch, seconds), "rollout": median_ms(through_torch, seconds)}
+    peers = {"torch": median_ms(eager, seconds)}
+    if compiled is not None:
+        peers["torch_compile"] = median_ms(lambda: eager(compiled), seconds)
+    return ours, peers
+
+
+def peak(seconds: float) -> dict[str, float]:
+    """Return GFLOP/s of one core on a hidden layer, torch's matrix product and a bare loop of multiply-adds, and of the forward rollout."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    batch = 256
+    a, b = torch.randn(batch, HIDDEN), torch.randn(HIDDEN, HIDDEN)
+    out = torch.empty(batch, HIDDEN)
+    flops = 2 * batch * HIDDEN * HIDDEN
+    found = {"torch.mm": flops / median_ms(lambda: torch.mm(a, b, out=out), seconds) * 1e-6, "multiply-adds": multiply_adds()}
+    dynamics = model()
+    x, u = 0.3 * torch.randn(batch, 4), 0.3 * torch.randn(batch, HORIZON, 1)
+    layers = 2 * (5 * HIDDEN + HIDDEN * HIDDEN + HIDDEN * 2)
+    with torch.no_grad():
+        found["forward rollout"] = layers * batch * HORIZON / median_ms(lambda: rollout(dynamics, x, u, backend="fused"), seconds) * 1e-6
+    torch.set_num_threads(threads)
+    return found
+
+
+def multiply_adds() -> float:
+    """Return GFLOP/s of one core with every register busy and no memory: the machine's limit."""
+    from residual_mbrl.kernels.lanes import lane_count  # noqa: PLC0415
+    from residual_mbrl.kernels.native import Kernel, lane_math  # noqa: PLC0415
+
+    lanes, count, chains = lane_count(), 1_000_000, 12
+    sums = "".join(f"s{k} = s{k} * a + b;" for k in range(chains))
+    call = Kernel(f"""
+    struct K {{ {lane_math("T", "float", lanes)} }};
+    K::T {", ".join(f"s{k} = (K::T)({k})" for k in range(chains))};
+    const K::T a = (K::T)(*(float*)a_), b = (K::T)(((float*)a_)[1]);
+    for (long i = 0; i < {count}; ++i) {{ {sums} }}
+    *(K::T*)out = {" + ".join(f"s{k}" for k in range(chains))};
+    """.replace("a_", "a[0]").replace("out", "a[1]").replace("const K::T a =", "const K::T x =").replace("* a + b", "* x + b"), 2).table()
+    numbers, out = np.array([0.999, 0.001], np.float32), np.zeros(64, np.float32)
+    address = out.ctypes.data + -out.ctypes.data % 64
+    ms = median_ms(lambda: call([numbers.ctypes.data, address]), 0.3)
+    return 2 * lanes * chains * count / ms * 1e-6
+
+
+def scaling(seconds: float) -> dict[str, list[tuple[int, float]]]:
+    """Return times [ms] of ``cost_gradient`` against batch, horizon and width, the others as in the comparison with 256 worlds."""
+    def point(batch: int, horizon: int, dynamics: ResidualDynamics) -> float:
+        x, u = 0.3 * torch.randn(batch, 4), 0.3 * torch.randn(batch, horizon, 1)
+        return median_ms(lambda: cost_gradient(dynamics, x, u, quadratic(dynamics), backend="fused"), seconds)
+
+    dynamics = model()
+    return {"batch": [(b, point(b, HORIZON, dynamics)) for b in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)],
+            "horizon": [(h, point(256, h, dynamics)) for h in (1, 2, 5, 10, 20, 50, 100, 200, 500)],
+            "width": [(n, point(256, HORIZON, model(n))) for n in (8, 16, 32, 64, 128, 256)]}
+
+
 def main(options: Options) -> None:
     """Measure every batch, ours and the peers in turn."""
     torch.set_num_threads(options.threads)
     seconds = 0.5 if options.quick else 2.0
     dynamics, rows = model(), []
-    weights = weights_of(dynamics)
     generator = torch.Generator().manual_seed(1)
     inputs = {b: (0.3 * torch.randn(b, 4, generator=generator), (0.3 * torch.randn(b, HORIZON, 1, generator=generator)).requires_grad_())
               for b in options.batches}
-    ours: dict[str, float] = {}
+    ours: dict[str, dict[str, float]] = {}
     compiled = torch.compile(eager_cost) if options.compile else None
     for batch, (x, u) in inputs.items():
-        for name, by in (("actions", [u]), ("actions and weights", [u, *weights])):
-            for w in weights:
-                w.requires_grad_(len(by) > 1)
-
-            def fused(x: Tensor = x, u: Tensor = u, by: list[Tensor] = by) -> tuple[Tensor, ...]:
-                return torch.autograd.grad(fused_cost(dynamics, x, u), by)
-
-            def eager(x: Tensor = x, u: Tensor = u, by: list[Tensor] = by) -> tuple[Tensor, ...]:
-                return torch.autograd.grad(eager_cost(weights, x, u), by)
-
-            for a, b in zip(fused(), eager(), strict=True):
-                assert (a - b).norm() < 1e-3 * b.norm(), (batch, name)
-            key = f"{batch} {name}"
-            ours[key] = median_ms(fused, seconds)
-            peers = {"torch": median_ms(eager, seconds)}
-            if compiled is not None:
-                def with_compile(x: Tensor = x, u: Tensor = u, by: list[Tensor] = by) -> tuple[Tensor, ...]:
-                    return torch.autograd.grad(compiled(weights, x, u), by)
-
-                peers["torch_compile"] = median_ms(with_compile, seconds)
-            rows += [row(peer, batch, name, ours[key], ms, options.threads) for peer, ms in peers.items()]
+        for name in (ACTIONS, WEIGHTS):
+            ours[f"{batch} {name}"], peers = measured(dynamics, x, u, name, seconds, compiled)
+            rows += [row(peer, batch, name, n, ms, other, options.threads) for peer, other in peers.items()
+                     for n, ms in ours[f"{batch} {name}"].items()]
     if options.jax_python:
-        times = jax_times(options.jax_python, weights, inputs, seconds)
-        rows += [row("jax", int(key.split()[0]), key.split(" ", 1)[1], ours[key], ms, options.threads) for key, ms in times.items()]
-    show("Rollouts with gradients", ["peer", "batch", "gradients", "ours [ms]", "peer [ms]", "ratio"],
-         [(r.peer, r.batch, r.gradients, r.ours_ms, r.peer_ms, r.ratio) for r in rows])
+        for key, other in jax_times(options.jax_python, weights_of(dynamics), inputs, seconds).items():
+            batch_text, name = key.split(" ", 1)
+            rows += [row("jax", int(batch_text), name, n, ms, other, options.threads) for n, ms in ours[key].items()]
+    show("Rollouts with gradients", ["peer", "batch", "gradients", "ours is", "ours [ms]", "peer [ms]", "ratio"],
+         [(r.peer, r.batch, r.gradients, r.ours, r.ours_ms, r.peer_ms, r.ratio) for r in rows])
+    limits = peak(0.3 if options.quick else 1.0)
+    show("GFLOP/s of one core on 64 x 64 layers, and fraction of the larger of the two limits", ["what", "GFLOP/s", "fraction"],
+         [(n, g, g / max(limits["torch.mm"], limits["multiply-adds"])) for n, g in limits.items()])
+    if options.figure:
+        points = scaling(0.1 if options.quick else 0.4)
+        draw(options.figure, points)
     if options.json:
-        write_json(options.json, [asdict(r) for r in rows])
+        write_json(options.json, {"rows": [asdict(r) for r in rows], "gflops_one_core": limits,
+                                  **({"scaling_ms": points} if options.figure else {})})
 
 
-def row(peer: str, batch: int, gradients: str, ours: float, theirs: float, threads: int) -> Row:
+def row(peer: str, batch: int, gradients: str, name: str, ours: float, theirs: float, threads: int) -> Row:
     """Return one comparison."""
-    return Row(peer=peer, batch=batch, gradients=gradients, ours_ms=ours, peer_ms=theirs, ratio=theirs / ours, threads=threads,
+    return Row(peer=peer, batch=batch, gradients=gradients, ours=name, ours_ms=ours, peer_ms=theirs, ratio=theirs / ours, threads=threads,
                machine=machine())
 
 

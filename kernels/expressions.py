@@ -70,20 +70,12 @@ class Graph:
 
 def _identity(op: str, args: Sequence[Scalar], known: Sequence[float | None]) -> Scalar | None:
     """Return an argument that the operation leaves as it is, or zero; None where there is something to do."""
-    zero = [k == 0.0 for k in known]
-    if op == "add" and any(zero):
-        return args[1] if zero[0] else args[0]
-    if op == "sub" and zero[1]:
+    zero, one = [k == 0.0 for k in known], [k == 1.0 for k in known]
+    first = {"add": zero[-1], "sub": zero[-1], "mul": zero[0] or one[-1], "div": one[-1] or (zero[0] and not zero[-1])}
+    second = {"add": zero[0], "mul": zero[-1] or one[0]}
+    if first.get(op, False):
         return args[0]
-    if op == "mul" and any(zero):
-        return args[0] if zero[0] else args[1]
-    if op in ("mul", "div") and known[1] == 1.0:
-        return args[0]
-    if op == "mul" and known[0] == 1.0:
-        return args[1]
-    if op == "div" and zero[0]:
-        return args[0]
-    return None
+    return args[1] if second.get(op, False) else None
 
 
 class Scalar:
@@ -137,7 +129,7 @@ class Scalar:
         return self
 
     def __pow__(self, o: Any) -> Any:  # noqa: D105
-        if isinstance(o, int) and 0 < o <= 4:  # noqa: PLR2004
+        if isinstance(o, int) and 0 < o <= 4:
             out = self
             for _ in range(o - 1):
                 out = out * self

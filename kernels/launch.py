@@ -25,7 +25,7 @@ from residual_mbrl.kernels.rollout import FIELDS, PLACES
 from residual_mbrl.kernels.system import Cost, System
 
 KEPT_BYTES = 16 * 2**20
-"""Units of the forward sweep are kept for the reverse one up to this size, about what the caches hold; beyond, they are computed again."""
+"""Units of the forward sweep are kept for the reverse one up to this size, about what caches hold; beyond, they are computed again."""
 CHUNK_BYTES = 640 * 2**10
 """Units of so many steps stay in the second cache until the reverse sweep has used them."""
 SPAN = 32
@@ -72,7 +72,8 @@ class Plan:
     compares = True
     """A launch sees whether weights have changed since they were packed, and whether first states and actions are finite."""
 
-    def __init__(self, engine: Engine, schedule: Schedule, network: Network, *, batch: int, horizon: int, members: int, workers: int) -> None:
+    def __init__(self, engine: Engine, schedule: Schedule, network: Network, *, batch: int, horizon: int, members: int,
+                 workers: int) -> None:
         self.schedule, self.network, self.batch, self.horizon, self.members = schedule, network, batch, horizon, members
         self.real = np.float32 if schedule.real == "float" else np.float64
         self.bytes = REALS[schedule.real]
@@ -92,8 +93,9 @@ class Plan:
         self._index = _kept_ints(network.packing)
         self._shared = {
             "batch": batch, "horizon": horizon, "members": members, "member_worlds": batch // members, "row": self.row,
-            "chunk": self.chunk, "span": min(SPAN, horizon), "packed_size": self._packed.shape[1], "flat_size": len(network.gathering), "nets": len(network.layers),
-            "n_inputs": len(network.inputs), "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
+            "chunk": self.chunk, "span": min(SPAN, horizon), "packed_size": self._packed.shape[1],
+            "flat_size": len(network.gathering), "nets": len(network.layers), "n_inputs": len(network.inputs),
+            "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
         for name, values in (("layers", network.layers), ("inputs", network.inputs), ("outputs", network.outputs),
                              ("squashed", network.squashed), ("spans", network.spans), ("gathering", network.gathering)):
             self._shared[name] = self._hold(_kept_ints(values))
@@ -149,7 +151,8 @@ class Plan:
         scratch = aligned_zeros(threads, size, dtype=self.real)
         given = {**self._shared, "threads": threads, "blocks": blocks, "member_blocks": member_blocks, "scratch_size": size,
                  "piece": -(-blocks // (threads * PIECES)) if threads > 1 else blocks, "scratch": self._hold(scratch),
-                 "gradient_size": self._gradients.shape[-1] if kind in ("reverse", "cost_gradient") else 0, "region": parallel_region()}
+                 "gradient_size": self._gradients.shape[-1] if kind in ("reverse", "cost_gradient") else 0,
+                 "region": parallel_region()}
         self._templates[kind, key] = [given.get(n, 0) for n in FIELDS]
         self._tables[kind, key] = kernel.table()
 
@@ -166,7 +169,8 @@ class Plan:
     def _gradients(self) -> np.ndarray:
         if not hasattr(self, "_gradient_memory"):
             threads = self._shares("reverse")[0]
-            self._gradient_memory = aligned_zeros(threads * PIECES if threads > 1 else 1, self.members, max(self.network.gradients, 16), dtype=self.real)
+            pieces = threads * PIECES if threads > 1 else 1
+            self._gradient_memory = aligned_zeros(pieces, self.members, max(self.network.gradients, 16), dtype=self.real)
         return self._gradient_memory
 
     def _packed_from(self, weights: int, version: int) -> None:
@@ -291,7 +295,11 @@ def _launch_in_own_threads(call: Call, values: list[int], threads: int) -> None:
 def aligned_zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     """Return zeros that start on a cache line."""
     size, bytes_ = int(np.prod(shape)), np.dtype(dtype).itemsize
-    memory = np.zeros(size + 64 // bytes_, dtype)
+    try:
+        memory = np.zeros(size + 64 // bytes_, dtype)
+    except MemoryError as error:
+        raise MemoryError(f"rollout: {size * bytes_ / 2**20:.0f} MiB were needed for an array of shape {shape}; "
+                          "roll out fewer worlds or steps at a time") from error
     start = -memory.ctypes.data % 64 // bytes_
     return memory[start : start + size].reshape(shape)
 

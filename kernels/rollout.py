@@ -410,7 +410,8 @@ _LINEAR = """
         for (int i = 0; i < a[F_n_outputs]; ++i) {
             for (int k = 0; k < a[F_n_outputs]; ++k)
                 put(deltas, outputs[k], k == i ? (squashed[k] ? (T)(1) - y[k] * y[k] : (T)(1)) : (T)(0));
-            for (int k = spans[2 * i + 1] - 1; k >= spans[2 * i]; --k) layer_reverse((const int*)a[F_layers] + k * L_COLUMNS, b.W, row, deltas);
+            for (int k = spans[2 * i + 1] - 1; k >= spans[2 * i]; --k)
+                layer_reverse((const int*)a[F_layers] + k * L_COLUMNS, b.W, row, deltas);
             const int* l = (const int*)a[F_layers] + spans[2 * i] * L_COLUMNS;
             for (int k = 0; k < a[F_n_inputs]; ++k) {
                 const int slot = inputs[k] - l[L_source];

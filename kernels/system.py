@@ -71,11 +71,11 @@ class Cost:
 
 
 def system_text(system: System) -> str:
-    """Return C++ members ``features``, ``hold``, ``substep``, ``finish``, and with ``d_`` before their names the vector-Jacobian products."""
+    """Return C++ members ``features``, ``hold``, ``substep``, ``finish``, and with ``d_`` before the names their adjoints."""
     s = system
     x, k, u, p, c, y, h = (("x", s.nx), ("k", s.nk), ("u", s.nu), ("p", s.np), ("c", s.nc), ("y", s.ny), ("h", s.nh))
     return "\n".join([
-        f"enum {{ NX = {s.nx}, NK = {s.nk}, NU = {s.nu}, NZ = {s.nz}, NY = {s.ny}, NH = {s.nh}, NP = {s.np}, NC = {s.nc}, "
+        f"enum {{ NX = {s.nx}, NK = {s.nk}, NU = {s.nu}, NZ = {s.nz}, NY = {s.ny}, NH = {s.nh}, NP = {s.np}, NC = {s.nc},",
         f"SUBSTEPS = {s.substeps} }};",
         *_member("features", s.features, [x, u, p, c], s.nz),
         *_member("hold", s.hold, [y, x, u, p, c], s.nh),

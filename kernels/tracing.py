@@ -28,7 +28,8 @@ class _Warp:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        for name in ("sin", "cos", "tan", "tanh", "exp", "log", "sqrt", "sign", "asin", "acos", "atan", "atan2", "pow", "abs", "min", "max"):
+        for name in ("sin", "cos", "tan", "tanh", "exp", "log", "sqrt", "sign", "asin", "acos", "atan", "atan2", "pow", "abs", "min",
+                     "max"):
             setattr(self, name, self._elementwise(name))
         self.float32 = self.float64 = self.float16 = _same
         for n in (2, 3, 4):
@@ -117,7 +118,7 @@ def trace(graph: Graph, function: Any, *arguments: Any) -> list[Scalar]:
     """
     try:
         out = _traced(graph, function, {})(*arguments)
-    except TypeError as error:
+    except (AttributeError, IndexError, TypeError) as error:
         raise TraceError(f"{_name(function)}: {error}") from error
     entries = out.entries if isinstance(out, Vector) else [out]
     return [e if isinstance(e, Scalar) else graph.constant(e) for e in entries]
@@ -160,11 +161,9 @@ def _type_of(graph: Graph) -> Function:
 def _exchanged(graph: Graph, thing: Any, seen: dict[int, Any]) -> Any:
     if thing is wp:
         return _Warp(graph)
-    if isinstance(thing, wp.Function):
-        if thing.func is None:  # one of Warp's own, referred to by itself
-            return getattr(_Warp(graph), thing.key)
-        return _traced(graph, thing, seen)
-    if isinstance(thing, types.FunctionType):
+    if isinstance(thing, wp.Function) and thing.func is None:  # one of Warp's own, referred to by itself
+        return getattr(_Warp(graph), thing.key)
+    if isinstance(thing, wp.Function | types.FunctionType):
         return _traced(graph, thing, seen)
     if isinstance(thing, list | tuple) and type(thing) in (list, tuple):
         return type(thing)(_exchanged(graph, t, seen) for t in thing)

@@ -31,7 +31,7 @@ def warp_substep(names: Sequence[str], rotors: Sequence[Sequence[int]], *, h: fl
     vx, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (17, 4))
     index = list(names).index
     gain, battery, exponent = index("command_gain"), index("battery"), index("battery_exponent")
-    to_centre, from_centre = _frames(index("centre_x"))
+    to_centre, from_centre = _frames(_axes(index, "centre"))
     move = _substep(index, rotors, h, integrator)
 
     @wp.func
@@ -40,7 +40,7 @@ def warp_substep(names: Sequence[str], rotors: Sequence[Sequence[int]], *, h: fl
         target = scale * v4(u[0], u[1], u[2], u[3])
         return from_centre(move(to_centre(vx(x), p), target, force, p), p)
 
-    return substep  # type: ignore[no-any-return]
+    return substep
 
 
 class _Turning(NamedTuple):
@@ -138,8 +138,13 @@ def _layout() -> _Layout:
     return _Layout(position, attitude, velocity, turning, speeds, join)
 
 
-def _frames(centre: int) -> tuple[WarpFunction, WarpFunction]:
-    """Return the passage from the state of the origin to that of the centre of mass, whose x is parameter ``centre``, and back."""
+def _axes(index: Any, name: str) -> tuple[int, int, int]:
+    """Return the places of a parameter's three components."""
+    return index(f"{name}_x"), index(f"{name}_y"), index(f"{name}_z")
+
+
+def _frames(centre: tuple[int, int, int]) -> tuple[WarpFunction, WarpFunction]:
+    """Return the passage from the state of the origin to that of the centre of mass, given by three parameters, and back."""
     import warp as wp  # noqa: PLC0415
 
     rotate, v3 = _turning().rotate, wp.types.vector(length=3, dtype=wp.float32)
@@ -153,11 +158,11 @@ def _frames(centre: int) -> tuple[WarpFunction, WarpFunction]:
     @wp.func
     def to_centre(x: Any, p: Any) -> Any:
         q = attitude(x)
-        return shifted(x, q / wp.sqrt(wp.dot(q, q)), v3(p[centre], p[centre + 1], p[centre + 2]))
+        return shifted(x, q / wp.sqrt(wp.dot(q, q)), v3(p[centre[0]], p[centre[1]], p[centre[2]]))
 
     @wp.func
     def from_centre(x: Any, p: Any) -> Any:
-        return shifted(x, attitude(x), -v3(p[centre], p[centre + 1], p[centre + 2]))
+        return shifted(x, attitude(x), -v3(p[centre[0]], p[centre[1]], p[centre[2]]))
 
     return to_centre, from_centre
 
@@ -178,9 +183,10 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
 
     v3, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (3, 4))
     rad, tiny, back, rotate = RAD, TINY, _turning().back, _turning().rotate
-    mass, gravity, arm_x, arm_y, first_thrust = (index(n) for n in ("mass", "gravity", "arm_x", "arm_y", "thrust1"))
+    mass, gravity, arm_x, arm_y = (index(n) for n in ("mass", "gravity", "arm_x", "arm_y"))
+    k1, k2, k3, k4 = (index(f"thrust{i}") for i in (1, 2, 3, 4))
     drag_torque, rotor_inertia, by_rotors, quadratic = (index(n) for n in ("drag_torque", "rotor_inertia", "drag_rotor", "drag_quadratic"))
-    centre, drag_x, pressure, rate_drag, trim = (index(f"{n}_x") for n in ("centre", "drag", "pressure", "rate_drag", "trim"))
+    centre, drag, pressure, rate_drag, trim = (_axes(index, n) for n in ("centre", "drag", "pressure", "rate_drag", "trim"))
     xx, yy, zz, xy, xz, yz = (index(f"inertia_{n}") for n in ("xx", "yy", "zz", "xy", "xz", "yz"))
     (x1, y1, s1), (x2, y2, s2), (x3, y3, s3), (x4, y4, s4) = [[float(sign) for sign in r] for r in rotors]
 
@@ -190,12 +196,11 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
 
     @wp.func
     def thrusts(s: Any, p: Any) -> Any:
-        coefficients = v4(p[first_thrust], p[first_thrust + 1], p[first_thrust + 2], p[first_thrust + 3])
-        return wp.cw_mul(coefficients, squares(s))
+        return wp.cw_mul(v4(p[k1], p[k2], p[k3], p[k4]), squares(s))
 
     @wp.func
-    def along(p: Any, first: int) -> Any:
-        return v3(p[first], p[first + 1], p[first + 2])
+    def along(p: Any, axes: tuple[int, int, int]) -> Any:
+        return v3(p[axes[0]], p[axes[1]], p[axes[2]])
 
     @wp.func
     def spun(s: Any) -> float:
@@ -210,7 +215,7 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
         passing = back(q, v) + wp.cross(w, along(p, pressure) - along(p, centre))
         steady = p[quadratic] * wp.sqrt(wp.dot(passing, passing) + tiny)
         level = steady + p[by_rotors] * (wp.abs(s[0]) + wp.abs(s[1]) + wp.abs(s[2]) + wp.abs(s[3]))
-        return -wp.cw_mul(along(p, drag_x) + v3(level, level, steady), passing)
+        return -wp.cw_mul(along(p, drag) + v3(level, level, steady), passing)
 
     @wp.func
     def times_inertia(w: Any, p: Any) -> Any:

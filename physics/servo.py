@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from residual_mbrl.baselines import Parameter, Parameters, Values
+from residual_mbrl.baselines import Parameter, Parameters, Values, WarpFunction
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline, Terms
 from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
@@ -122,29 +123,17 @@ class Servo(MechanicalBaseline):
 
     def warp_terms(self) -> WarpTerms | None:
         """Return the same terms as Warp functions; None where a subclass changes a part of the equations that is no term of its own."""
-        parts = ("duty", "current", "_current", "load_torque", "_frictionloss")
-        if any(getattr(type(self), n) is not getattr(Servo, n) for n in parts):
+        if self._is_changed():
             return None
         import warp as wp  # noqa: PLC0415  # only fused rollouts need it
 
         v1 = wp.types.vector(length=1, dtype=wp.float32)
         index = self.parameters.names.index
-        supply, constant, resistance, sag = (index(n) for n in ("supply_voltage", "torque_constant", "resistance", "supply_resistance"))
-        load_mass, length, armature, zero = (index(n) for n in ("load_mass", "load_length", "armature", "angle_offset"))
+        load_mass, length, armature = (index(n) for n in ("load_mass", "load_length", "armature"))
         viscous, coulomb, by_motor, by_load = (index(n) for n in ("viscous", "coulomb", "motor_friction", "load_friction"))
         by_load_off, stribeck, stribeck_rate = (index(n) for n in ("load_friction_off", "stribeck_friction", "stribeck_rate"))
-        duty_per_gain, gravity = DUTY_PER_GAIN_RAD, GRAVITY
-
-        @wp.func
-        def motor_torque(q: Any, v: Any, u: Any, p: Any) -> float:
-            asked = u[2] * duty_per_gain * (u[0] - q[0])
-            duty = wp.where(asked < -1.0, -1.0, wp.where(asked > 1.0, 1.0, asked))
-            current = u[1] * (duty * p[supply] - p[constant] * v[0]) / (p[resistance] + p[sag] * wp.abs(duty))
-            return float(p[constant] * current)
-
-        @wp.func
-        def load_torque(q: Any, p: Any) -> float:
-            return float(-gravity * p[load_mass] * p[length] * wp.sin(q[0] + p[zero]))
+        drive = _warp_drive(self.parameters.names)
+        motor_torque, load_torque = drive.motor_torque, drive.load_torque
 
         @wp.func
         def mass(q: Any, p: Any) -> Any:
@@ -152,7 +141,7 @@ class Servo(MechanicalBaseline):
 
         @wp.func
         def force(q: Any, v: Any, u: Any, p: Any) -> Any:
-            return v1(motor_torque(q, v, u, p) + load_torque(q, p))
+            return v1(motor_torque(q, v, u, p) + load_torque(q, v, u, p))
 
         @wp.func
         def damping(q: Any, v: Any, u: Any, p: Any) -> Any:
@@ -160,10 +149,75 @@ class Servo(MechanicalBaseline):
 
         @wp.func
         def friction(q: Any, v: Any, u: Any, p: Any) -> Any:
-            load = load_torque(q, p)
+            load = load_torque(q, v, u, p)
             share = p[by_load_off] + u[1] * (p[by_load] - p[by_load_off])
             at_rest = wp.exp(-wp.abs(v[0]) / p[stribeck_rate]) * p[stribeck] * wp.abs(load)
             return v1(p[coulomb] + wp.abs(share * load - p[by_motor] * motor_torque(q, v, u, p)) + at_rest)
 
         return WarpTerms(mass, force, damping, friction, ("viscous",),
                          ("coulomb", "motor_friction", "load_friction", "load_friction_off", "stribeck_friction"))
+
+    def warp_signals(self) -> dict[str, tuple[int, WarpFunction]]:
+        """Return the signals as Warp functions; none where a subclass changes what they are made of."""
+        if self._is_changed():
+            return {}
+        import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+        v1 = wp.types.vector(length=1, dtype=wp.float32)
+
+        def signal(part: WarpFunction) -> tuple[int, WarpFunction]:
+            @wp.func
+            def of_state(x: Any, u: Any, p: Any) -> Any:
+                return v1(part(x[0:1], x[1:2], u, p))
+
+            return 1, of_state
+
+        return {name: signal(part) for name, part in _warp_drive(self.parameters.names)._asdict().items()}
+
+    def _is_changed(self) -> bool:
+        parts = ("duty", "current", "_current", "load_torque", "_frictionloss")
+        return any(getattr(type(self), n) is not getattr(Servo, n) for n in parts)
+
+
+class _WarpDrive(NamedTuple):
+    """What the drive does, as Warp functions ``(q, v, u, p) -> float`` by the names of the signals."""
+
+    motor_torque: WarpFunction
+    load_torque: WarpFunction
+    duty: WarpFunction
+    current: WarpFunction
+    enabled: WarpFunction
+
+
+def _warp_drive(names: Sequence[str]) -> _WarpDrive:
+    """Return the drive's Warp functions for parameters of these names, in order."""
+    import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+    index = list(names).index
+    supply, constant, resistance, sag = (index(n) for n in ("supply_voltage", "torque_constant", "resistance", "supply_resistance"))
+    load_mass, length, zero = (index(n) for n in ("load_mass", "load_length", "angle_offset"))
+    duty_per_gain, gravity = DUTY_PER_GAIN_RAD, GRAVITY
+
+    @wp.func
+    def duty(q: Any, v: Any, u: Any, p: Any) -> Any:
+        asked = u[2] * duty_per_gain * (u[0] - q[0])
+        return wp.where(asked < -1.0, -1.0, wp.where(asked > 1.0, 1.0, asked))
+
+    @wp.func
+    def current(q: Any, v: Any, u: Any, p: Any) -> Any:
+        share = duty(q, v, u, p)
+        return u[1] * (share * p[supply] - p[constant] * v[0]) / (p[resistance] + p[sag] * wp.abs(share))
+
+    @wp.func
+    def motor_torque(q: Any, v: Any, u: Any, p: Any) -> Any:
+        return p[constant] * current(q, v, u, p)
+
+    @wp.func
+    def load_torque(q: Any, v: Any, u: Any, p: Any) -> Any:
+        return -gravity * p[load_mass] * p[length] * wp.sin(q[0] + p[zero])
+
+    @wp.func
+    def enabled(q: Any, v: Any, u: Any, p: Any) -> Any:
+        return u[1]
+
+    return _WarpDrive(motor_torque, load_torque, duty, current, enabled)

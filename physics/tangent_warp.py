@@ -15,7 +15,7 @@ def difference_form(space: StateSpace) -> Callable[..., list[Any]]:
     """Return ``difference(x, reference)``, a list of the ndx entries of ``x ⊖ reference``."""
     import warp as wp  # noqa: PLC0415  # only fused rollouts need it
 
-    starts, nq, nx = {q0 for q0, _ in space.quaternions}, space.nq, space.nx
+    starts, nx = {q0 for q0, _ in space.quaternions}, space.nx
 
     def rotation(a: Any, b: Any) -> list[Any]:
         # the logarithm of conj(b) a, the shorter way round

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,7 @@ class Cost(ABC):
     @property
     @abstractmethod
     def references(self) -> Float[Tensor, "*batch horizon_1 nr"]:
-        """Reference of every step and of the end, shape [*#batch, H + 1, nr]; or one for all steps and one for the end, [*#batch, 2, nr]."""
+        """Reference of every step and of the end, [*#batch, H + 1, nr]; or one for all steps and one for the end, [*#batch, 2, nr]."""
 
     @abstractmethod
     def running(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], reference: Tensor) -> Float[Tensor, "*batch"]:
@@ -77,7 +77,7 @@ class QuadraticCost(Cost):
         goal = torch.zeros(space.nx, dtype=state.dtype, device=state.device) if target is None else target
         if not trajectory:
             goal = goal.unsqueeze(-2)
-        weights = torch.cat([x.expand(*torch.broadcast_shapes(state.shape[:-1], action.shape[:-1]), x.shape[-1]) for x in (state, action)], -1)
+        weights = _joined(state, action)
         last = state if terminal is None else terminal
         end = _joined(goal[..., -1:, :], torch.cat([last, last.new_zeros(*last.shape[:-1], space.nu)], -1).unsqueeze(-2))
         steps = _joined(goal[..., :-1, :] if trajectory else goal, weights.unsqueeze(-2))
@@ -92,12 +92,14 @@ class QuadraticCost(Cost):
     def running(self, state: Tensor, action: Tensor, reference: Tensor) -> Tensor:
         """Return ``q·(x ⊖ g)² + r·u²``, shape [*batch]."""
         target, q, r = reference.split([self.space.nx, self.space.ndx, self.space.nu], -1)
-        return (q * self.space.difference(state, target).square()).sum(-1) + (r * action.square()).sum(-1)
+        total: Tensor = (q * self.space.difference(state, target).square()).sum(-1) + (r * action.square()).sum(-1)
+        return total
 
     def terminal(self, state: Tensor, reference: Tensor) -> Tensor:
         """Return ``q_H·(x ⊖ g)²``, shape [*batch]."""
         target, q, _ = reference.split([self.space.nx, self.space.ndx, self.space.nu], -1)
-        return (q * self.space.difference(state, target).square()).sum(-1)
+        total: Tensor = (q * self.space.difference(state, target).square()).sum(-1)
+        return total
 
     def warp_form(self) -> WarpCost | None:
         """Return the same functions in Warp; None for a subclass that has changed the torch form."""
@@ -105,13 +107,13 @@ class QuadraticCost(Cost):
             return None
         nx, ndx, nu, difference = self.space.nx, self.space.ndx, self.space.nu, difference_form(self.space)
 
-        def terminal(x, r):  # type: ignore[no-untyped-def]  # a text for symbols, as all of these
-            total = 0.0
+        def terminal(x: Any, r: Any) -> Any:
+            total: Any = 0.0
             for i, d in enumerate(difference(x, r[0:nx])):
                 total = total + r[nx + i] * d * d
             return total
 
-        def running(x, u, r):  # type: ignore[no-untyped-def]
+        def running(x: Any, u: Any, r: Any) -> Any:
             total = terminal(x, r)
             for i in range(nu):
                 total = total + r[nx + ndx + i] * u[i] * u[i]
@@ -120,6 +122,6 @@ class QuadraticCost(Cost):
         return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal)
 
 
-def _joined(target: Tensor, weights: Tensor) -> Tensor:
-    batch = torch.broadcast_shapes(target.shape[:-1], weights.shape[:-1])
-    return torch.cat([target.expand(*batch, target.shape[-1]), weights.expand(*batch, weights.shape[-1])], -1)
+def _joined(a: Tensor, b: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+    return torch.cat([a.expand(*batch, a.shape[-1]), b.expand(*batch, b.shape[-1])], -1)

@@ -191,8 +191,9 @@ class ResidualDynamics(nn.Module):
 
     def normalise(self, state: Tensor, action: Tensor) -> None:
         """Set every residual's normaliser from states and actions of the data, shapes [*batch, nx], [*batch, nu]."""
-        for residual, context in zip(self.corrections, self.contexts(state, action), strict=True):
-            residual.normalise(context)
+        with torch.no_grad():  # what an actuator makes of the commands depends on its weights, the normaliser must not
+            for residual, context in zip(self.corrections, self.contexts(state, action), strict=True):
+                residual.normalise(context)
 
     def certificates(self, state: Tensor, action: Tensor) -> list[Certificate]:
         """Return what each residual was found to do at worst over these states and actions."""

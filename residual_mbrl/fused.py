@@ -18,17 +18,9 @@ from residual_mbrl.baselines import Values
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fused_cuda import flat_of, plan_on
-from residual_mbrl.fused_model import (
-    FlatWeights,
-    FusedModel,
-    Refusal,
-    constants_on,
-    engine,
-    parameter_rows,
-    prepare,
-    read_weights,
-    weight_entries,
-)
+from residual_mbrl.fused_inputs import constants_on, parameter_rows, read_weights, weight_entries
+from residual_mbrl.fused_model import FlatWeights, FusedModel, Refusal, prepare
+from residual_mbrl.fused_system import engine
 from residual_mbrl.spaces import StateSpace
 
 __all__ = ["CostGradient", "Refusal", "fused_cost", "fused_cost_gradient", "fused_jacobians", "fused_rollout"]
@@ -55,7 +47,7 @@ class _Call:
     def __init__(self, dynamics: ResidualDynamics, model: FusedModel, state: Tensor, actions: Tensor, parameters: Values) -> None:
         horizon, nu = actions.shape[-2:]
         self.dynamics, self.model, self.batch = dynamics, model, state.shape[:-1]
-        flat = state.ndim == 2  # noqa: PLR2004
+        flat = state.ndim == 2
         self.state = (state if flat else state.reshape(-1, state.shape[-1])).contiguous()
         self.actions = (actions if flat else actions.reshape(-1, horizon, nu)).contiguous()
         self.parameters = parameter_rows(dynamics, model, self.state, self.batch, parameters).contiguous()
@@ -69,7 +61,7 @@ class _Call:
         else:
             self.flat = FlatWeights(flat_of(self.weights, self.members, self.state), 0)
 
-    def launch(self, kind: str, cost: tuple[object, Any] | None = None, learn: bool = False, **addresses: int) -> None:
+    def launch(self, kind: str, addresses: dict[str, int], cost: tuple[object, Any] | None = None, learn: bool = False) -> None:
         """Run a kernel that starts from first states.
 
         Raises:
@@ -107,12 +99,12 @@ def fused_rollout(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, pa
         states: Tensor = _Rollout.apply(call, *inputs)  # type: ignore[no-untyped-call]
     else:
         states = _states(call, None)
-    return states if state.ndim == 2 else states.reshape(*state.shape[:-1], *states.shape[1:])  # noqa: PLR2004
+    return states if state.ndim == 2 else states.reshape(*state.shape[:-1], *states.shape[1:])
 
 
 def _states(call: _Call, kept: Any) -> Tensor:
     states = call.state.new_empty(call.state.shape[0], call.actions.shape[1] + 1, call.state.shape[1])
-    call.launch("forward", states=states.data_ptr(), **_kept(kept))
+    call.launch("forward", {"states": states.data_ptr(), **_kept(kept)})
     return states
 
 
@@ -166,7 +158,7 @@ def fused_cost(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, cost:
         costs: Tensor = _Cost.apply(call, form, refs, *inputs)  # type: ignore[no-untyped-call]
     else:
         costs = call.state.new_empty(call.state.shape[0])
-        call.launch("cost", form, costs=costs.data_ptr(), **refs.addresses)
+        call.launch("cost", {"costs": costs.data_ptr(), **refs.addresses}, form)
     return costs.reshape(call.batch)
 
 
@@ -197,7 +189,7 @@ class _References(NamedTuple):
     @property
     def addresses(self) -> dict[str, int]:
         """For a launch."""
-        stride = self.values.shape[-2] * self.values.shape[-1] if self.values.ndim == 3 else 0  # noqa: PLR2004
+        stride = self.values.shape[-2] * self.values.shape[-1] if self.values.ndim == 3 else 0
         return {"references": self.values.data_ptr(), "reference_stride": stride, "reference_rows": self.values.shape[-2]}
 
 
@@ -219,7 +211,7 @@ def _prepare_cost(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, co
     if form is None:
         return Refusal(f"{type(cost).__name__} has no Warp form")
     call = _Call(dynamics, model, state, actions, parameters)
-    if references.ndim > 2:  # noqa: PLR2004
+    if references.ndim > 2:
         if any(n > 1 for n in references.shape[:-2]):
             references = references.expand(*call.batch, *references.shape[-2:]).reshape(-1, *references.shape[-2:])
         else:
@@ -248,9 +240,9 @@ def _cost_gradient(call: _Call, form: tuple[object, Any], refs: _References, *, 
     x, u, p = call.state, call.actions, call.parameters
     found = _Found(x.new_empty(x.shape[0]), torch.empty_like(x), torch.empty_like(u), torch.empty_like(p) if parameters else None,
                    torch.empty_like(call.flat.values) if learn else None)
-    call.launch("cost_gradient", form, learn=learn, costs=found.costs.data_ptr(), grad_initial=found.state.data_ptr(),
-                grad_actions=found.actions.data_ptr(), **{n: 0 if t is None else t.data_ptr() for n, t in (
-                    ("grad_parameters", found.parameters), ("grad_weights", found.weights), ("seeds", seeds))}, **refs.addresses)
+    outputs = {"costs": found.costs, "grad_initial": found.state, "grad_actions": found.actions, "grad_parameters": found.parameters,
+               "grad_weights": found.weights, "seeds": seeds}
+    call.launch("cost_gradient", {**{n: 0 if t is None else t.data_ptr() for n, t in outputs.items()}, **refs.addresses}, form, learn)
     return found
 
 
@@ -300,7 +292,7 @@ def fused_jacobians(dynamics: ResidualDynamics, states: Tensor, actions: Tensor,
         horizon, nx, nu = actions.shape[-2], states.shape[-1], actions.shape[-1]
         flat = states.reshape(-1, horizon + 1, nx).contiguous()
         a, b = flat.new_empty(flat.shape[0], horizon, nx, nx), flat.new_empty(flat.shape[0], horizon, nx, nu)
-        call.launch("linearise", states=flat.data_ptr(), A=a.data_ptr(), B=b.data_ptr())
+        call.launch("linearise", {"states": flat.data_ptr(), "A": a.data_ptr(), "B": b.data_ptr()})
         batch = states.shape[:-2]
         a, b = a.reshape(*batch, horizon, nx, nx), b.reshape(*batch, horizon, nx, nu)
         space = dynamics.space

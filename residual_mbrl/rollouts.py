@@ -128,7 +128,8 @@ def cost_gradient(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"]
 
 
 def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon_1 nx"],
-              actions: Float[Tensor, "*#batch horizon nu"], parameters: Values | None = None, *, backend: Backend = "auto") -> Linearisation:
+              actions: Float[Tensor, "*#batch horizon nu"], parameters: Values | None = None, *,
+              backend: Backend = "auto") -> Linearisation:
     """Linearise every step of a trajectory on the tangent space, all steps at once.
 
     Where every part of the model has a Warp form and nothing is to be differentiated further, this is one kernel launch. In torch it is

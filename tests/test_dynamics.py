@@ -305,3 +305,12 @@ def test_a_named_parameter_may_be_live():
     total = {"viscous": 0.5 + learned(context(baseline, 30))}
     assert torch.allclose(dynamics.step(x, u), baseline.step(x, u, None, total))
     assert dynamics.certificates(x, u)[0].worst == pytest.approx(float(baseline.dissipation_power(x, u, total).detach().max()))
+
+
+def test_normaliser_does_not_depend_on_weights():
+    """Features of a command that an actuator has changed are scaled by numbers, which carry no gradient."""
+    baseline = system("pendulum")
+    force = Unstructured(nv=1, features=[Feature(source="action")], bound=1.0)
+    dynamics = ResidualDynamics(baseline, [residual("actuator", baseline), force])
+    dynamics.normalise(random_states(baseline, 9), random_actions(baseline, 9))
+    assert not any(b.requires_grad for b in dynamics.buffers())

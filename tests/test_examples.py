@@ -111,3 +111,10 @@ def test_08_runs_in_the_users_loop() -> None:
     outcome = example("08_in_the_viewer_loop", seconds=0.4)
     assert outcome["difference"] < 1e-9
     assert outcome["force"] > 0.1
+
+
+def test_10_fuses_a_users_equations() -> None:
+    """The Warp form agrees with the torch form, gradient included, and a loaded machine still shows what it is for."""
+    outcome = example("10_fuse_your_own_system")
+    assert outcome["error"] < 1e-5
+    assert outcome["ratio"] > 5

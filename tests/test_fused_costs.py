@@ -25,7 +25,8 @@ def cost_of(dynamics, batch=(), horizon=None, seed=7):
     return QuadraticCost(space=space, state=torch.rand(space.ndx, generator=generator, dtype=torch.float64),
                          action=0.1 * torch.rand(space.nu, generator=generator, dtype=torch.float64),
                          terminal=3 * torch.rand(space.ndx, generator=generator, dtype=torch.float64),
-                         target=torch.randn(*batch, *rows, space.nx, generator=generator, dtype=torch.float64), trajectory=horizon is not None)
+                         target=torch.randn(*batch, *rows, space.nx, generator=generator, dtype=torch.float64),
+                         trajectory=horizon is not None)
 
 
 def drone(integrator="semi_implicit", substeps=1):
@@ -105,7 +106,8 @@ def test_cost_is_differentiable(weighting):
     by = torch.ones(6, dtype=torch.float64) if weighting == "sum" else torch.arange(6, dtype=torch.float64)
     found = {}
     for backend in ("torch", "fused"):
-        xs, us, p = x.clone().requires_grad_(), u.clone().requires_grad_(), {"cart_mass": torch.tensor(1.2, dtype=torch.float64).requires_grad_()}
+        xs, us = x.clone().requires_grad_(), u.clone().requires_grad_()
+        p = {"cart_mass": torch.tensor(1.2, dtype=torch.float64).requires_grad_()}
         total = (by * rollout_cost(dynamics, xs, us, cost_of(dynamics), p, backend=backend)).sum()
         found[backend] = torch.autograd.grad(total, [xs, us, p["cart_mass"], *dynamics.parameters()])
     for a, b in zip(found["fused"], found["torch"], strict=True):
@@ -127,7 +129,8 @@ def test_ensemble_costs_are_those_of_its_members():
 @pytest.mark.parametrize("integrator", ["semi_implicit", "rk4"])
 def test_linearisation_is_that_of_torch(integrator, substeps):
     """Networks, damping and dry friction, whatever the integrator."""
-    dynamics = model("double_pendulum", ("unstructured", "conservative", "dissipative", "dry_friction"), integrator=integrator, substeps=substeps)
+    kinds = ("unstructured", "conservative", "dissipative", "dry_friction")
+    dynamics = model("double_pendulum", kinds, integrator=integrator, substeps=substeps)
     x, u = inputs(dynamics, (3,), 11)
     with torch.no_grad():
         states = rollout(dynamics, x, u, backend="torch")
@@ -158,7 +161,8 @@ def test_costs_of_quaternions_are_on_the_tangent_space():
     target = flight(5, 1)[0].flip(0)
     target[:, 3:7] *= -1
     space = dynamics.space
-    cost = QuadraticCost(space=space, state=torch.ones(space.ndx, dtype=torch.float64), action=torch.ones(4, dtype=torch.float64), target=target)
+    one = torch.ones(space.ndx, dtype=torch.float64)
+    cost = QuadraticCost(space=space, state=one, action=one[:4], target=target)
     exact, found = (cost_gradient(dynamics, x, u, cost, backend=b) for b in ("torch", "fused"))
     assert relative(found.costs, exact.costs) < 1e-11
     assert relative(found.actions, exact.actions) < 1e-9

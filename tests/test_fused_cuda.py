@@ -16,7 +16,9 @@ from quadrotor_problem import quadrotor, random_flight
 from residual_mbrl import fused
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.fused_cuda import flat_of, thread_engine
-from residual_mbrl.fused_model import constants_on, engine, parameter_rows, prepare
+from residual_mbrl.fused_inputs import constants_on, parameter_rows
+from residual_mbrl.fused_model import prepare
+from residual_mbrl.fused_system import engine
 from residual_mbrl.kernels import cuda, cuda_launch
 from residual_mbrl.kernels.cuda import Grid
 from residual_mbrl.kernels.cuda_launch import Program, ThreadEngine

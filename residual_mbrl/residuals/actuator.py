@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,19 @@ from residual_mbrl.baselines import Baseline, Port
 from residual_mbrl.residuals.base import Certificate, Context, Residual, bound_certificate
 from residual_mbrl.residuals.features import Feature, FeatureMap
 from residual_mbrl.residuals.networks import Perceptron, per_member
+from residual_mbrl.residuals.warp_form import (
+    WarpForm,
+    WarpFunction,
+    constants_of,
+    feature_form,
+    perceptron_sizes,
+    perceptron_weights,
+    port_type,
+    source_entry,
+    source_places,
+    warp_function,
+)
+from residual_mbrl.spaces import StateSpace
 
 
 class CommandActuator(Residual):
@@ -104,6 +118,19 @@ class CommandActuator(Residual):
         lagged = self._lagged(context)
         return torch.cat([newest.expand(*lagged.shape[:-1], -1), past.expand(*lagged.shape[:-1], -1), lagged], -1)
 
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
+        """Return the Warp form of the change of the command and of the memory after the step."""
+        nu, channels, taps = self.nu, self.channels, self.taps
+
+        def scalars() -> list[Tensor]:  # what is the same in all steps and worlds is computed here, in the weights' own precision
+            return [self.delay / self.dt, torch.exp(-self.dt / self.lag.clamp_min(1e-6)), self.gain]
+
+        def drive(c0: int, p0: int, m0: int) -> tuple[WarpFunction, WarpFunction]:
+            return _warp_drive(nu, channels, taps, c0=c0, p0=p0, m0=m0)
+
+        return WarpForm(("command", nu, channels, taps), constants_of([math.inf if self.limit is None else self.limit]), drive=drive,
+                        scalars=scalars)
+
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""
         return {"nu": self.nu, "channels": list(self.channels), "dt": self.dt, "max_delay": self.max_delay,
@@ -159,6 +186,20 @@ class EffortActuator(Residual):
         raw = torch.tanh(self.network(self.features(context)))
         return effort * torch.expm1(self.gain_bound * raw[..., : self.nv]) + self.bias_bound * effort.abs() * raw[..., self.nv :]
 
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
+        """Return the Warp form of the force; None where the effort or a feature is a signal that has none."""
+        inputs, places = feature_form(self.features, space, signals), source_places(self.signal, space, signals)
+        if inputs is None or places is None or len(places) != self.nv:
+            return None
+        nv, entries, efforts = self.nv, len(inputs.constants), [source_entry(place) for place in places]
+
+        def emit(y0: int, c0: int) -> WarpFunction:
+            return _warp_effort(nv, efforts, y0=y0, gain=c0 + entries, bias=c0 + entries + 1)
+
+        return WarpForm(("effort", nv, tuple(place[:2] for place in places), inputs.key),
+                        constants_of([*inputs.constants, self.gain_bound, self.bias_bound]), perceptron_sizes(self.network), inputs.entries,
+                        emit, perceptron_weights(self.network))
+
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""
         return {"signal": self.signal, "nv": self.nv, "features": self.features.describe(),
@@ -170,3 +211,57 @@ class EffortActuator(Residual):
         effort = context.source(self.signal).abs()
         bound = effort * (math.expm1(self.gain_bound) + self.bias_bound)
         return bound_certificate(self.name, self.forward(context).abs() - bound - 1e-9 * (1 + bound), "excess over the bound", "N·m")
+
+
+def _warp_drive(nu: int, channels: Sequence[int], taps: int, *, c0: int, p0: int, m0: int) -> tuple[WarpFunction, WarpFunction]:
+    """Return ``(x, u, p, c)`` of a command actuator: the change of the command, and the memory after the step.
+
+    c[c0] is the limit; p from p0 on holds delays in steps, what a lag keeps in a step, and gains; x from m0 on the memory.
+    """
+    import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+    n, action = len(channels), wp.types.vector(length=nu, dtype=wp.float32)
+
+    def lagged(k: int, x: Any, u: Any, p: Any) -> Any:
+        line = [u[channels[k]], *(x[m0 + tap * n + k] for tap in range(taps))]
+        target = line[0]
+        if taps:
+            target = 0.0
+            for tap, command in enumerate(line):
+                weight = 1.0 - wp.abs(p[p0 + k] - float(tap))
+                target = target + wp.where(weight < 0.0, 0.0, weight) * command
+        keep = p[p0 + n + k]
+        return keep * x[m0 + taps * n + k] + (1.0 - keep) * target
+
+    @warp_function
+    def change(x: Any, u: Any, p: Any, c: Any) -> Any:
+        out = action()
+        for k, channel in enumerate(channels):
+            executed = p[p0 + 2 * n + k] * lagged(k, x, u, p)
+            out[channel] = wp.where(executed < -c[c0], -c[c0], wp.where(executed > c[c0], c[c0], executed)) - u[channel]
+        return out
+
+    @warp_function
+    def remember(x: Any, u: Any, p: Any, c: Any) -> Any:
+        newest = [u[channel] for channel in channels] if taps else []
+        return [*newest, *x[m0 : m0 + max(taps - 1, 0) * n], *(lagged(k, x, u, p) for k in range(n))]
+
+    return change, remember
+
+
+def _warp_effort(nv: int, efforts: Sequence[WarpFunction], *, y0: int, gain: int, bias: int) -> WarpFunction:
+    """Return ``(y, x, u, p, c) -> port`` of an effort actuator with outputs at y0 and its bounds at c[gain] and c[bias]."""
+    import warp as wp  # noqa: PLC0415
+
+    port = port_type(nv)
+
+    @warp_function
+    def corrected(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
+        out = port()
+        for i, source in enumerate(efforts):
+            effort = source(x, u, p)
+            half = wp.tanh(0.5 * c[gain] * y[y0 + i])  # exp(z) - 1 = 2 t / (1 - t) with t = tanh(z / 2), exact near zero
+            out[i] = effort * (2.0 * half / (1.0 - half)) + c[bias] * wp.abs(effort) * y[y0 + nv + i]
+        return out
+
+    return corrected  # type: ignore[no-any-return]

@@ -112,8 +112,8 @@ class Conservative(Residual):
             return _warp_force(nq, plain, periodic, y0, c0)
 
         inputs = len(plain) + 2 * len(periodic)
-        return WarpForm(("potential", nq, plain, periodic), constants_of([*numbers, self.scale]), (inputs, self.units, inputs), entries, emit,
-                        weights, squashed=False)
+        return WarpForm(("potential", nq, plain, periodic), constants_of([*numbers, self.scale]), (inputs, self.units, inputs), entries,
+                        emit, weights, squashed=False)
 
     def describe(self) -> dict[str, object]:
         """Return the constructor arguments."""

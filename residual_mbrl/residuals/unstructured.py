@@ -57,9 +57,9 @@ class Unstructured(Residual):
         return self.bound * torch.tanh(self.network(self.features(context)))
 
     def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
-        """Return the Warp form of the correction; on the state port for spaces without quaternions and activations."""
+        """Return the Warp form of the correction."""
         inputs, weights = feature_form(self.features, space, signals), perceptron_weights(self.network)
-        if inputs is None or (self.port is Port.STATE and (space.quaternions or space.na)):
+        if inputs is None:
             return None
         nv, entries, n = self.nv, len(inputs.constants), self._outputs()
         start = 0 if self.port is Port.FORCE else 2 * nv + nv * nv
@@ -100,3 +100,7 @@ class StateDelta(Unstructured):
 
     def _outputs(self) -> int:
         return 2 * self.nv
+
+    def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]]) -> WarpForm | None:
+        """Return the Warp form of the correction; None for spaces with quaternions or activations."""
+        return None if space.quaternions or space.na else super().warp_form(space, signals)

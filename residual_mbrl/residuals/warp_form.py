@@ -78,7 +78,7 @@ class Place(NamedTuple):
 
     kind: str
     """"x" or "u", or the name of a baseline signal."""
-    index: int
+    at: int
     signal: WarpFunction | None = None
     """``signal(x, u, p)``, of which the entry is taken."""
 
@@ -166,8 +166,9 @@ def _constants(f: Feature, features: FeatureMap, column: int) -> list[Tensor]:
     return [(20.0 if f.transform == "sign" else 1.0) / spread]
 
 
-def _source(place: Place) -> WarpFunction:
-    i, signal = place.index, place.signal
+def source_entry(place: Place) -> WarpFunction:
+    """Return ``(x, u, p) -> float``, the entry at a place."""
+    i, signal = place.at, place.signal
 
     @warp_function
     def action_entry(x: Any, u: Any, p: Any) -> Any:
@@ -189,7 +190,7 @@ def _entry(f: Feature, place: Place, direction: Place | None, at: int, knot: int
     """Return one network input as ``(x, u, p, c) -> float``."""
     import warp as wp  # noqa: PLC0415
 
-    source, last = _source(place), float(f.knots - 1)
+    source, last = source_entry(place), float(f.knots - 1)
     centre = float(knot)
 
     @warp_function
@@ -214,7 +215,7 @@ def _entry(f: Feature, place: Place, direction: Place | None, at: int, knot: int
 
     @warp_function
     def entry_slow(x: Any, u: Any, p: Any, c: Any) -> Any:
-        return wp.exp(-wp.abs(source(x, u, p)) * c[at])
+        return wp.exp(-(wp.abs(source(x, u, p)) * c[at]))
 
     @warp_function
     def entry_hats(x: Any, u: Any, p: Any, c: Any) -> Any:
@@ -226,7 +227,7 @@ def _entry(f: Feature, place: Place, direction: Place | None, at: int, knot: int
     plain = kinds[f.transform]
     if direction is None:
         return plain  # type: ignore[no-any-return]
-    along, pace = _source(direction), at + len(_numbers(f))
+    along, pace = source_entry(direction), at + len(_numbers(f))
 
     @warp_function
     def entry_directed(x: Any, u: Any, p: Any, c: Any) -> Any:
