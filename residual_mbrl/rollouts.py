@@ -54,7 +54,7 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
             lead to a state that holds the memory already; if the backend is "fused" and the rollout cannot be.
     """
     state, actions = _inputs(dynamics, state, actions, parameters, lead, backend)
-    if backend != "torch":
+    if _may_fuse(backend, state):
         fused = fused_rollout(dynamics, state, actions, parameters or {})
         if not isinstance(fused, Refusal):
             return fused
@@ -83,7 +83,7 @@ def rollout_cost(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"],
     """
     state, actions = _inputs(dynamics, state, actions, parameters, None, backend)
     references = _references(cost, state, actions)
-    if backend != "torch":
+    if _may_fuse(backend, state):
         fused = fused_cost(dynamics, state, actions, cost, references, parameters or {})
         if not isinstance(fused, Refusal):
             return fused
@@ -112,7 +112,7 @@ def cost_gradient(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"]
     """
     state, actions = _inputs(dynamics, state, actions, parameters, None, backend)
     references = _references(cost, state, actions)
-    if backend != "torch":
+    if _may_fuse(backend, state):
         fused = fused_cost_gradient(dynamics, state, actions, cost, references, parameters or {}, weights=weights)
         if not isinstance(fused, Refusal):
             return fused
@@ -146,7 +146,7 @@ def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon
     Returns:
         A, shape [*batch, H, ndx, ndx], and B, shape [*batch, H, ndx, nu].
     """
-    if backend == "fused" or (backend == "auto" and not torch.is_grad_enabled()):
+    if backend == "fused" or (_may_fuse(backend, states) and not torch.is_grad_enabled()):
         batch = torch.broadcast_shapes(states.shape[:-2], actions.shape[:-2], *(v.shape for v in (parameters or {}).values()))
         x, u = states.expand(*batch, *states.shape[-2:]), actions.expand(*batch, *actions.shape[-2:])
         fused = fused_jacobians(dynamics, x, u, parameters or {})
@@ -188,6 +188,11 @@ def _inputs(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, paramete
     if actions.shape[:-2] != batch:
         actions = actions.expand(*batch, *actions.shape[-2:])
     return state, actions
+
+
+def _may_fuse(backend: str, state: Tensor) -> bool:
+    """Tell whether to try: on a GPU, where the kernels have not been measured yet, only if asked for by name."""
+    return backend == "fused" or (backend == "auto" and state.device.type == "cpu")
 
 
 def _not_fused(refusal: Refusal, backend: str) -> None:
