@@ -26,10 +26,10 @@ from torch import Tensor
 
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.files import write_json
-from residual_mbrl.fused_cuda import flat_of, thread_engine
-from residual_mbrl.fused_inputs import constants_on, parameter_rows
-from residual_mbrl.fused_model import Refusal, prepare
-from residual_mbrl.fused_system import engine as engine_of
+from residual_mbrl.fused.devices import flat_of, thread_engine
+from residual_mbrl.fused.inputs import constants_on, parameter_rows
+from residual_mbrl.fused.model import Refusal, prepare
+from residual_mbrl.fused.system import engine as engine_of
 from residual_mbrl.kernels.cuda_launch import ThreadEngine
 
 

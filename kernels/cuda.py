@@ -16,10 +16,10 @@ from pathlib import Path
 
 import warp as wp
 
+from residual_mbrl.kernels.block_text import BACK, LINEAR, MODEL
+from residual_mbrl.kernels.block_text import FIELDS as SHARED
 from residual_mbrl.kernels.mlp import TABLE, Schedule
 from residual_mbrl.kernels.native import OPTIONS, REALS
-from residual_mbrl.kernels.rollout import _BACK, _LINEAR, _MODEL
-from residual_mbrl.kernels.rollout import FIELDS as SHARED
 from residual_mbrl.kernels.system import Cost, System, cost_text, jacobian_text, system_text
 
 OWN = ("flat", "reference_rows", "index", "items", "item_groups", "groups", "begin", "end", "threads_launched")
@@ -93,7 +93,7 @@ def cost_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel:
 
 def reverse_kernel(system: System, grid: Grid) -> ThreadKernel:
     """Return the kernel that takes gradients of states back over the steps from ``begin`` to ``end``."""
-    return _kernel(grid, _model_text(system, grid) + inlined(_BACK), _reverse(
+    return _kernel(grid, _model_text(system, grid) + inlined(BACK), _reverse(
         "",
         "add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + b.H) * NX, 0, 1, gx);",
         "add_n(NX, (const R*)a[F_grad_states] + (b.first * (b.H + 1) + t) * NX, 0, 1, gx);"))
@@ -101,7 +101,7 @@ def reverse_kernel(system: System, grid: Grid) -> ThreadKernel:
 
 def cost_gradient_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel:
     """Return the kernel that takes ``Σ seeds · costs`` back over the steps from ``begin`` to ``end`` of stored states."""
-    return _kernel(grid, _model_text(system, grid) + inlined(_BACK) + cost_text(cost, system), _reverse(
+    return _kernel(grid, _model_text(system, grid) + inlined(BACK) + cost_text(cost, system), _reverse(
         "T r[NR]; const T seed = a[F_seeds] ? ((const R*)a[F_seeds])[b.first] : (R)1;",
         """load_n(NX, (const R*)a[F_states] + (b.first * (b.H + 1) + b.H) * NX, 0, 1, x);
            b.load_reference(b.H, NR, r); d_terminal(x, r, &seed, gx);""",
@@ -110,7 +110,7 @@ def cost_gradient_kernel(system: System, cost: Cost, grid: Grid) -> ThreadKernel
 
 def linearise_kernel(system: System, grid: Grid) -> ThreadKernel:
     """Return the kernel that writes A = ∂x'/∂x and B = ∂x'/∂u of every step, one step a thread."""
-    return _kernel(grid, _model_text(system, grid) + jacobian_text(system) + inlined(_LINEAR), """
+    return _kernel(grid, _model_text(system, grid) + jacobian_text(system) + inlined(LINEAR), """
     static void item(long long* a, long index, R* row, R* deltas) {
         const Steps b(a, index);
         const long world = index / b.H;
@@ -215,7 +215,7 @@ def _kernel(grid: Grid, members: str, item: str) -> ThreadKernel:
 
 
 def _model_text(system: System, grid: Grid) -> str:
-    return layers_text(grid) + system_text(system) + inlined(_MODEL)
+    return layers_text(grid) + system_text(system) + inlined(MODEL)
 
 
 def inlined(text: str) -> str:

@@ -1,9 +1,7 @@
-"""Running the CUDA kernels on torch tensors: scratch once a shape, and a repeated call as one replay of a captured graph.
+"""Running the CUDA kernels on torch tensors: scratch and a program (``cuda_program``) once a shape and stream.
 
-A graph holds addresses, and a call's tensors lie elsewhere each time. So the kernels take one fixed address, that of a table in
-device memory, and a call copies its own addresses there (one small asynchronous copy from pinned memory) before the replay. Inputs
-and outputs are torch's own tensors, nothing is copied. Everything runs on torch's current stream; each stream has plans of its own,
-since two calls at a time cannot share a table.
+Inputs and outputs are torch's own tensors, nothing is copied. Everything runs on torch's current stream; each stream has plans of its
+own, since two calls at a time cannot share a table.
 
 Weight gradients are matrix products over a chunk of steps and a group of worlds, from units and deltas where the kernels left them;
 groups are added up at the end, always in one order. On a CPU the same kernels run thread by thread, for tests. The launches have
@@ -13,7 +11,7 @@ not yet run on a GPU.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from threading import Lock
@@ -25,7 +23,8 @@ import warp as wp
 from torch import Tensor
 
 from residual_mbrl.kernels import cuda, cuda_tiles
-from residual_mbrl.kernels.cuda import FIELDS, PLACES, Grid, ThreadKernel
+from residual_mbrl.kernels.cuda import Grid, ThreadKernel
+from residual_mbrl.kernels.cuda_program import Program
 from residual_mbrl.kernels.cuda_tiles import TileKernel
 from residual_mbrl.kernels.mlp import Network, lay_out
 from residual_mbrl.kernels.system import Cost, System
@@ -52,70 +51,6 @@ class Gradients(NamedTuple):
     """Shape [B, np]."""
     weights: Tensor | None
     """Shape [members, weights]."""
-
-
-class Program:
-    """Launches and matrix products that follow each other, and the table that tells them where everything is."""
-
-    def __init__(self, device: torch.device, rows: Sequence[dict[str, int]]) -> None:
-        self.device = device
-        self._template = np.array([[row.get(n, 0) for n in FIELDS] for row in rows], np.int64)
-        self.table = torch.zeros(self._template.shape, dtype=torch.int64, device=device)
-        self.issue: list[Callable[[], None]] = []
-        self._runs, self._graph = 0, None
-
-    def launch(self, kernel: ThreadKernel, row: int, threads: int, lanes: int) -> None:
-        """Add a kernel with a row of the table."""
-        self.issue.append(lambda: kernel.launch(self._row(row), threads, lanes, str(self.device), self._stream()))
-
-    def launch_tiles(self, kernel: TileKernel, inputs: Sequence[Tensor | int], groups: int) -> None:
-        """Add a kernel of tiles with the first row of the table and what follows it."""
-        arrays = [wp.from_torch(x) if isinstance(x, Tensor) else x for x in inputs]
-        self.issue.append(lambda: kernel.launch([self._row(0), *arrays], groups, str(self.device), self._stream()))
-
-    def _row(self, row: int) -> int:
-        return self.table.data_ptr() + row * self.table.stride(0) * self.table.element_size()
-
-    def _stream(self) -> wp.Stream | None:
-        return wp.stream_from_torch(torch.cuda.current_stream(self.device)) if self.device.type == "cuda" else None
-
-    def run(self, **addresses: int) -> None:
-        """Run with these entries in every row: at once the first time, which loads modules, then captured, then replayed.
-
-        An entry of zero is left as it is laid out.
-        """
-        values = self._template.copy()
-        for name, value in addresses.items():
-            if value:
-                values[:, PLACES[name]] = value
-        if self.device.type == "cpu":
-            self.table.copy_(torch.from_numpy(values))
-            self._issue_all()
-            return
-        # the pinned block is torch's, which lends it again only when the copy is over
-        host = torch.empty(values.shape, dtype=torch.int64, pin_memory=True)
-        host.numpy()[:] = values
-        with torch.cuda.device(self.device):
-            self.table.copy_(host, non_blocking=True)
-            if self._runs == 0:
-                self._issue_all()
-            else:
-                if self._graph is None:
-                    graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                        self._issue_all()
-                    self._graph = graph
-                self._graph.replay()
-        self._runs += 1
-
-    @property
-    def captured(self) -> bool:
-        """Whether the next call is a replay."""
-        return self._graph is not None
-
-    def _issue_all(self) -> None:
-        for issue in self.issue:
-            issue()
 
 
 class Plan:
@@ -166,7 +101,7 @@ class Plan:
             version: Of the weights; not used.
             cost: For the kinds that have one.
             learn: Whether gradients of the weights are wanted, at the address ``grad_weights``.
-            addresses: Addresses and numbers by the names of ``rollout.FIELDS``.
+            addresses: Addresses and numbers by the names of ``cuda.FIELDS``.
         """
         learn = learn and self.engine.weights > 0
         key = kind, None if cost is None else cost.key, learn

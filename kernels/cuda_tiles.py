@@ -19,10 +19,10 @@ from typing import Any
 
 import warp as wp
 
+from residual_mbrl.kernels.block_text import BACK, MODEL
 from residual_mbrl.kernels.cuda import Grid, inlined, struct_text
 from residual_mbrl.kernels.mlp import Network
 from residual_mbrl.kernels.native import OPTIONS
-from residual_mbrl.kernels.rollout import _BACK, _MODEL
 from residual_mbrl.kernels.system import System, system_text
 
 THREADS = 128
@@ -232,7 +232,7 @@ def _text(system: System, tiles: Tiles) -> str:
     layers = """
     static inline void layer_forward(const int*, const R*, R*) {}
     static inline void layer_reverse(const int*, const R*, const R*, R*) {}"""
-    return struct_text(Grid(tiles.real, tiles.worlds, 1), layers, system_text(system), inlined(_MODEL), inlined(_BACK), _WORLDS)
+    return struct_text(Grid(tiles.real, tiles.worlds, 1), layers, system_text(system), inlined(MODEL), inlined(BACK), _WORLDS)
 
 
 _WORLDS = """

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from residual_mbrl.kernels import rollout
+from residual_mbrl.kernels.block_text import FIELDS, PLACES
 from residual_mbrl.kernels.lanes import lane_count
 from residual_mbrl.kernels.mlp import Network, Schedule, lay_out
 from residual_mbrl.kernels.native import REALS, Call, Kernel, parallel_region
-from residual_mbrl.kernels.rollout import FIELDS, PLACES
 from residual_mbrl.kernels.system import Cost, System
 
 KEPT_BYTES = 16 * 2**20
@@ -109,7 +109,7 @@ class Plan:
         return Kept(self._pool, array)
 
     def run(self, kind: str, *, weights: int, version: int, cost: Cost | None = None, learn: bool = False, **addresses: int) -> int:
-        """Run a kernel on arrays at these addresses; return its status, see ``rollout.CHANGED``.
+        """Run a kernel on arrays at these addresses; return its status, see ``block_text.CHANGED``.
 
         Args:
             kind: "forward", "reverse", "cost", "cost_gradient" or "linearise".
@@ -117,7 +117,7 @@ class Plan:
             version: Of the weights; those packed last are not packed again.
             cost: For the kinds that have one.
             learn: Whether gradients of the weights are wanted.
-            addresses: Addresses and numbers by the names of ``rollout.FIELDS``.
+            addresses: Addresses and numbers by the names of ``block_text.FIELDS``.
         """
         key = None if cost is None else cost.key
         with self.lock:

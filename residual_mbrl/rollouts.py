@@ -13,7 +13,10 @@ from residual_mbrl.baselines import Values
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.first_order import make_differentiable
-from residual_mbrl.fused import CostGradient, Refusal, fused_cost, fused_cost_gradient, fused_jacobians, fused_rollout
+from residual_mbrl.fused.costs import CostGradient, fused_cost, fused_cost_gradient
+from residual_mbrl.fused.linearisation import fused_jacobians
+from residual_mbrl.fused.model import Refusal
+from residual_mbrl.fused.states import fused_rollout
 
 log = logging.getLogger(__name__)
 Backend = Literal["auto", "torch", "fused"]

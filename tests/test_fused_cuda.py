@@ -13,12 +13,12 @@ import warp as wp
 from problems import MOVING, random_actions, random_states, randomise, residual, system
 from quadrotor_problem import quadrotor, random_flight
 
-from residual_mbrl import fused
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
-from residual_mbrl.fused_cuda import flat_of, thread_engine
-from residual_mbrl.fused_inputs import constants_on, parameter_rows
-from residual_mbrl.fused_model import prepare
-from residual_mbrl.fused_system import engine
+from residual_mbrl.fused import call as fused_call
+from residual_mbrl.fused.devices import flat_of, thread_engine
+from residual_mbrl.fused.inputs import constants_on, parameter_rows
+from residual_mbrl.fused.model import prepare
+from residual_mbrl.fused.system import engine
 from residual_mbrl.kernels import cuda, cuda_launch
 from residual_mbrl.kernels.cuda import Grid
 from residual_mbrl.kernels.cuda_launch import Program, ThreadEngine
@@ -50,7 +50,7 @@ def threads(monkeypatch):
     def plan_on(built, like, horizon, members):
         return thread_engine(built, like.device).plan(like.shape[0], horizon, members)
 
-    monkeypatch.setattr(fused, "plan_on", plan_on)
+    monkeypatch.setattr(fused_call, "plan_on", plan_on)
 
 
 def by_kernels(dynamics, x, u, p):

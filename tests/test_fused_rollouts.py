@@ -83,7 +83,7 @@ def test_any_network(hidden, batch):
 @given(batch=st.integers(1, 40), horizon=st.integers(1, 40))
 def test_any_shape(batch, horizon):
     """Batches with every remainder, and horizons that are no multiple of a chunk of units computed again."""
-    from residual_mbrl import fused_system
+    from residual_mbrl.fused import system as fused_system
     from residual_mbrl.kernels import launch
 
     with patch.object(fused_system, "_engines", OrderedDict()), patch.multiple(launch, KEPT_BYTES=0, CHUNK_BYTES=16 * 2**10):

@@ -16,7 +16,7 @@ def fused(monkeypatch):
     """States and weight gradients of a model that no test has run before, with threads that always take part."""
     monkeypatch.setattr(launch, "THREAD_WORK", 0)
     monkeypatch.setattr(launch, "PATIENCE", float("inf"))
-    from residual_mbrl import fused_system
+    from residual_mbrl.fused import system as fused_system
 
     monkeypatch.setattr(fused_system, "_engines", fused_system._engines.__class__())
 

@@ -14,7 +14,7 @@ import torch
 
 from residual_mbrl.baselines import Baseline, Port, Values, WarpFunction
 from residual_mbrl.dynamics import ResidualDynamics
-from residual_mbrl.fused_model import REALS, FusedModel
+from residual_mbrl.fused.model import REALS, FusedModel
 from residual_mbrl.physics.mechanical import MechanicalBaseline
 from residual_mbrl.physics.mechanical_warp import StepOptions, warp_substep
 from residual_mbrl.residuals.warp_form import WarpForm, port_type, summed

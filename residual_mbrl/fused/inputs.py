@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from residual_mbrl.baselines import Values
 from residual_mbrl.dynamics import ResidualDynamics
-from residual_mbrl.fused_model import REALS, FlatWeights, FusedModel
+from residual_mbrl.fused.model import REALS, FlatWeights, FusedModel
 
 _versions = count()
 
