@@ -28,7 +28,8 @@ UNITS, PRODUCTS = 64, 200
 @cache
 def lane_count(real: str = "float") -> int:
     """Return the number of worlds with the highest throughput through a 64 x 64 layer; measured in the first process only."""
-    wp.init()
+    with wp.ScopedLogLevel(wp.LOG_ERROR):
+        wp.init()
     path = Path(wp.config.kernel_cache_dir) / "residual_mbrl_lanes.json"
     key = f"{_processor()} {real}"
     try:

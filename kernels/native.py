@@ -146,7 +146,8 @@ class Call:
 
     def __init__(self, kernel: Any, fields: int) -> None:
         self.table = (ctypes.c_longlong * fields)()
-        self._launch = wp.launch(kernel, dim=1, inputs=[ctypes.addressof(self.table)], device="cpu", record_cmd=True)
+        with wp.ScopedLogLevel(wp.LOG_ERROR):  # no banner, and no line for each kernel, in the output of whoever rolls out
+            self._launch = wp.launch(kernel, dim=1, inputs=[ctypes.addressof(self.table)], device="cpu", record_cmd=True)
 
     def __call__(self, values: Sequence[int]) -> None:
         """Run with these numbers and addresses; releases the interpreter while it runs."""

@@ -215,7 +215,7 @@ import calibration_problem as c
 from residual_mbrl import calibration, cli, files, presets
 
 def main():
-    slow = replace(c.TINY, identify=replace(c.TINY.identify, starts=4, candidates=8, iterations=6))
+    slow = replace(c.TINY, identify=replace(c.TINY.identify, starts=16, candidates=8, iterations=6))
     presets.PRESETS["servo"] = slow
     with c.quick():
         return cli.main(sys.argv[2:])

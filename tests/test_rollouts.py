@@ -13,12 +13,13 @@ from residual_mbrl.rollouts import linearise, rollout
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_rollout_is_repeated_steps(name, integrator):
-    """The first state comes first and every next one is a step."""
+    """The first state comes first and every next one is a step: in torch to the last bit, fused to rounding."""
     baseline = system(name, friction=True, integrator=integrator)
     dynamics = ResidualDynamics(baseline)
     x, u = random_states(baseline, 2, 3), random_actions(baseline, 2, 3, 5)
-    states = rollout(dynamics, x, u)
-    assert states.shape == (2, 3, 6, baseline.space.nx)
+    states, fused = rollout(dynamics, x, u, backend="torch"), rollout(dynamics, x, u)
+    assert states.shape == fused.shape == (2, 3, 6, baseline.space.nx)
+    assert torch.allclose(fused, states, rtol=1e-12, atol=1e-12)
     for t in range(5):
         x = dynamics.step(x, u[..., t, :])
         assert torch.equal(states[..., t + 1, :], x)

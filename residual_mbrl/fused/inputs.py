@@ -70,7 +70,7 @@ def read_weights(dynamics: ResidualDynamics, ready: FusedModel, weights: Sequenc
 
     members = ready.members[0] if ready.members else 1
     size = sum(w.numel() for w in weights) // members
-    values = torch.zeros(members, max(size, 1), dtype=dtype)
+    values = torch.zeros(members, max(size, 1), dtype=dtype, device="cpu")
     entries = weight_entries(weights, members)
     if not read(entries.address, len(weights), values.data_ptr(), size, members, REALS[dtype]):
         raise ValueError(f"rollout: weights of {_overflowing(dynamics, dtype)} are not finite in {str(dtype).removeprefix('torch.')}")

@@ -88,7 +88,8 @@ def prepare(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, paramete
         return refused
     ready = _ready.get(dynamics)
     if ready is None or not _is_current(ready, dynamics):
-        made = _make(dynamics)
+        with torch.device("cpu"):  # whatever the default device is
+            made = _make(dynamics)
         if isinstance(made, Refusal):
             return made
         ready = _ready[dynamics] = made
