@@ -35,6 +35,8 @@ LONGEST_DELAY = 0.05
 """Upper bound of the motors' delays [s]."""
 NOISE = 1e-4
 """Error [rad] of the encoders, rounding included."""
+START_STD = (*(5 * NOISE for _ in JOINTS), *(0.02 for _ in JOINTS))
+"""How far a window's first positions [rad] and velocities [rad/s] may lie from their first estimates: several times their errors."""
 LINK_MASS_STD, LINK_COM_STD = 0.2, 0.02
 """How well the maker knows the first link [kg, m]: no log shows either, and what no log shows must have a prior to stay put."""
 TYPICAL_FORCE = 5.0
@@ -71,8 +73,8 @@ def candidates(baseline: Baseline, seed: int) -> Candidates:
 
 ARM = Preset(name="arm", summary="simulated 7-joint arm with unknown payload, friction, delay and spring", read=read_logs,
              baseline=simulator, sensor=sensor, candidates=candidates, horizon=HORIZON, refit=False,
-             identify=IdentifyOptions(candidates=1, starts=1, iterations=6, every=2, loss="linear"),
-             fit=FitOptions(rounds=1, iterations=9, every=2, ridge=0.02, loss="linear"))
+             identify=IdentifyOptions(candidates=1, starts=1, iterations=6, longest=100, every=2, loss="linear", start_std=START_STD),
+             fit=FitOptions(horizons=(50,), rounds=1, iterations=6, ridge=0.02, explained=1e-5, loss="linear", start_std=START_STD))
 
 
 def run_demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
