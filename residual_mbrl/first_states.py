@@ -43,8 +43,9 @@ class Eliminated:
         edges = np.searchsorted(self._owner, np.arange(self._shape[0] + 1))
         self._windows = [slice(*ends) for ends in itertools.pairwise(edges)]
         self._p0, self._s0 = z[: self._size], z[self._size :].reshape(self._shape)
-        self._slope = np.zeros((*self._shape, self._size))
-        self._by_own, self._inverse = np.zeros((self._rows, self._shape[1])), np.zeros((*self._shape, self._shape[1]))
+        self._slope: Array = np.zeros((*self._shape, self._size))
+        self._by_own: Array = np.zeros((self._rows, self._shape[1]))
+        self._inverse: Array = np.zeros((*self._shape, self._shape[1]))
         self._at, self._s, self._errors = np.empty(0), self._s0, np.empty(0)
 
     def bounds(self) -> tuple[Array, Array]:
@@ -59,7 +60,7 @@ class Eliminated:
     def __call__(self, p: Array) -> Array:
         """Return the residual vector at p, first states solved for."""
         s = self._s0 + self._slope @ (p - self._p0)
-        self._at, (self._s, self._errors) = p.copy(), self._settle(p, s)
+        self._at, (self._s, self._errors) = p.copy(), self._settle(p, s, self._problem(np.concatenate([p, s.ravel()])))
         return self._errors
 
     def jacobian(self, p: Array, *, one_sided: bool = False) -> Array:
@@ -75,9 +76,10 @@ class Eliminated:
             return by_shared
         weighed = self._weights(errors) * by_own
         hessian = np.eye(self._shape[1]) + np.stack([weighed[own].T @ by_own[own] for own in self._windows])
-        self._by_own, self._inverse = by_own, np.linalg.inv(hessian)
-        self._p0, self._slope = p.copy(), -self._inverse @ np.stack([weighed[own].T @ by_shared[own] for own in self._windows])
-        self._s, self._errors = self._settle(p, self._s)
+        self._by_own, self._inverse = by_own, np.asarray(np.linalg.inv(hessian), dtype=np.float64)
+        pull = np.stack([weighed[own].T @ by_shared[own] for own in self._windows])
+        self._p0, self._slope = p.copy(), np.asarray(-self._inverse @ pull)
+        self._s, self._errors = self._settle(p, self._s, errors.copy())
         self._s0 = self._s
         total = by_shared.copy()
         for own, slope in zip(self._windows, self._slope, strict=True):
@@ -88,9 +90,11 @@ class Eliminated:
     def _first_states(self, p: Array) -> Array:
         return self._s if np.array_equal(p, self._at) else self._s0 + self._slope @ (p - self._p0)
 
-    def _settle(self, p: Array, s: Array) -> tuple[Array, Array]:
-        """Return first states, and the residual vector with them: steps from s, in each window as far as its cost falls."""
-        errors = self._problem(np.concatenate([p, s.ravel()]))
+    def _settle(self, p: Array, s: Array, errors: Array) -> tuple[Array, Array]:
+        """Return first states, and the residual vector with them: steps from s, in each window as far as its cost falls.
+
+        ``errors`` is the residual vector at s; it is written into.
+        """
         if not self._by_own.any():
             return s, errors
         cost, share = self._costs(errors, s), np.ones((len(s), 1))

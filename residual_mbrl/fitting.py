@@ -161,13 +161,17 @@ def _gauss_newton(problem: SimulationError, z: Array, start: Array, options: Fit
         basis = np.linalg.qr(here[:rows, :n])[0]
         explained[:, n:] = np.sqrt(options.explained) * basis.T @ here[:rows, n:]
     penalty = np.concatenate([ridge, explained])
-    memo = {at.tobytes(): here}
+    memo, looks = {at.tobytes(): here}, 0
 
     def errors(x: Array) -> Array:
+        nonlocal looks
+        looks += 1
         return np.concatenate([unknown(x), penalty @ (x - start[: n + w])])
 
     def jacobian(x: Array) -> Array:
         known = memo.pop(x.tobytes(), None)
+        if known is None and looks >= options.iterations > 1:
+            known = here  # the search ends here, but asks first
         return np.concatenate([unknown.jacobian(x) if known is None else known, penalty])
 
     solved = least_squares(errors, problem.inside(z)[: n + w], jac=jacobian, bounds=unknown.bounds(), loss=loss,

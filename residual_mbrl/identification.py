@@ -175,8 +175,9 @@ def refine(problem: SimulationError, z: Array, options: IdentifyOptions, *, fina
     """
     ftol = 1e-7 if final else ROUGH
     search = _Search(problem, z, options, ftol)
-    solved = least_squares(search, problem.inside(z)[: sum(problem.sizes[:2])], jac=search.jacobian, bounds=search.unknown.bounds(), loss=search.loss,
-                           f_scale=options.f_scale, x_scale=1.0, max_nfev=options.iterations, ftol=ftol, xtol=1e-6, gtol=1e-8)
+    start = problem.inside(z)[: sum(problem.sizes[:2])]
+    solved = least_squares(search, start, jac=search.jacobian, bounds=search.unknown.bounds(), loss=search.loss, f_scale=options.f_scale,
+                           x_scale=1.0, max_nfev=options.iterations, ftol=ftol, xtol=1e-6, gtol=1e-8)
     solved.x = search.unknown.complete(solved.x)
     return solved
 
