@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from residual_mbrl.arm_figure import spring_figure, tool_path, tracking_figure
@@ -95,10 +97,21 @@ def run_demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | 
         runs.update(follow(calibration, seed))
         return {"tracking": (tracking_figure(runs), TRACKING), "springs": (spring_figure(calibration.model.dynamics), SPRINGS)}
 
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, _one_torch_thread():
         simulate_logs(Path(name), seed)
         calibrate(replace(ARM, figures=figures), Path(name), out, seed=seed, progress=progress)
     return tracking_metrics(runs)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Leave the cores to the engine: torch's arrays are small here, and its idle threads would spin on the cores that others need."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def follow(calibration: Calibration, seed: int = 0) -> dict[str, Run]:
