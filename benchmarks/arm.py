@@ -99,8 +99,8 @@ def rows_of(study: Study, seed: int) -> list[Row]:
             ours, other = errors["calibrated", metric], errors[peer, metric]
             rows.append(compare(f"seed {seed}, {metric}, calibrated against {peer}", ours, other, unit))
     least = float(np.hypot(errors["true", "tracking_rms"], bound(study, seed)))
-    rows.append(compare(f"seed {seed}, tracking_rms, calibrated against what these logs allow without bias", errors["calibrated", "tracking_rms"], least,
-                        "rad"))
+    rows.append(compare(f"seed {seed}, tracking_rms, calibrated against what these logs allow without bias",
+                        errors["calibrated", "tracking_rms"], least, "rad"))
     rows.append(compare(f"seed {seed}, parameters named as undetermined", len(calibration.unidentifiable), 2, "1"))
     rows.append(compare(f"seed {seed}, identification and fit", study.seconds, 120, "s"))
     return rows
