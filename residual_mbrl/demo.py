@@ -76,7 +76,7 @@ def candidates(baseline: Baseline, seed: int) -> Candidates:
 ARM = Preset(name="arm", summary="simulated 7-joint arm with unknown payload, friction, delay and spring", read=read_logs,
              baseline=simulator, sensor=sensor, candidates=candidates, horizon=HORIZON, refit=False,
              identify=IdentifyOptions(candidates=1, starts=1, iterations=6, longest=100, every=2, loss="linear", start_std=START_STD),
-             fit=FitOptions(horizons=(50,), rounds=1, iterations=5, ridge=0.02, explained=1e-5, loss="linear", start_std=START_STD))
+             fit=FitOptions(horizons=(50, 150), rounds=1, iterations=5, ridge=0.02, explained=1e-5, loss="linear", start_std=START_STD))
 
 
 def run_demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
