@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from residual_mbrl.arm_figure import spring_figure, tool_path, tracking_figure
@@ -35,6 +37,8 @@ LONGEST_DELAY = 0.05
 """Upper bound of the motors' delays [s]."""
 NOISE = 1e-4
 """Error [rad] of the encoders, rounding included."""
+START_STD = (*(5 * NOISE for _ in JOINTS), *(0.02 for _ in JOINTS))
+"""How far a window's first positions [rad] and velocities [rad/s] may lie from their first estimates: several times their errors."""
 LINK_MASS_STD, LINK_COM_STD = 0.2, 0.02
 """How well the maker knows the first link [kg, m]: no log shows either, and what no log shows must have a prior to stay put."""
 TYPICAL_FORCE = 5.0
@@ -71,8 +75,8 @@ def candidates(baseline: Baseline, seed: int) -> Candidates:
 
 ARM = Preset(name="arm", summary="simulated 7-joint arm with unknown payload, friction, delay and spring", read=read_logs,
              baseline=simulator, sensor=sensor, candidates=candidates, horizon=HORIZON, refit=False,
-             identify=IdentifyOptions(candidates=1, starts=1, iterations=6, every=2, loss="linear"),
-             fit=FitOptions(rounds=1, iterations=9, every=2, ridge=0.02, loss="linear"))
+             identify=IdentifyOptions(candidates=1, starts=1, iterations=6, longest=100, every=2, loss="linear", start_std=START_STD),
+             fit=FitOptions(horizons=(50, 150), rounds=1, iterations=5, ridge=0.02, explained=1e-5, loss="linear", start_std=START_STD))
 
 
 def run_demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | None = None) -> list[Metric]:
@@ -93,10 +97,21 @@ def run_demo(out: Path, seed: int = 0, progress: Callable[[str, float], None] | 
         runs.update(follow(calibration, seed))
         return {"tracking": (tracking_figure(runs), TRACKING), "springs": (spring_figure(calibration.model.dynamics), SPRINGS)}
 
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, _one_torch_thread():
         simulate_logs(Path(name), seed)
         calibrate(replace(ARM, figures=figures), Path(name), out, seed=seed, progress=progress)
     return tracking_metrics(runs)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Leave the cores to the engine: torch's arrays are small here, and its idle threads would spin on the cores that others need."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def follow(calibration: Calibration, seed: int = 0) -> dict[str, Run]:

@@ -21,8 +21,13 @@ Array = NDArray[np.float64]
 
 PARTS: Mapping[Part, Sequence[str]] = {"train": ("run1", "run2", "run3", "run4"), "val": ("run5",), "test": ("run6",)}
 SECONDS = 5.0
-HORIZON, STRIDE = 50, 160
-"""Steps of a window, and from the start of one to the start of the next."""
+HORIZON = 400
+"""Steps of a window. What a parameter does adds up over a window, the encoders' noise does not: at an equal number of steps few
+long windows tell more than many short ones."""
+STRIDES: Mapping[Part, int] = {"train": 700, "val": 400, "test": 400}
+"""Steps from the start of one window to the start of the next."""
+SETTING_OUT = 0.6
+"""Seconds until the arm moves. A joint at rest shows nothing of its friction but that it sticks."""
 
 STIFFNESS = np.array([600.0, 600.0, 400.0, 400.0, 100.0, 100.0, 60.0])
 """Of the joints' feedback [N·m/rad]."""
@@ -68,7 +73,8 @@ def read_logs(folder: Path, parts: Sequence[Part]) -> LogSet:
     paths = {p: [folder / f"{n}.npz" for n in PARTS[p]] for p in parts}
     logs = {p: [_read(path) for path in paths[p]] for p in parts}
     edge = FIT_WINDOW // 2  # velocities at the very ends were estimated from one side
-    starts = {p: [list(range(edge, len(t.command_time) - HORIZON - edge, STRIDE)) for t in logs[p]] for p in parts}
+    starts = {p: [list(range(round(SETTING_OUT / t.interval), len(t.command_time) - HORIZON - edge, STRIDES[p])) for t in logs[p]]
+              for p in parts}
     return LogSet(logs=logs, starts=starts, files=[path for p in parts for path in paths[p]])
 
 

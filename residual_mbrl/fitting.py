@@ -20,6 +20,7 @@ from residual_mbrl.baselines import Parameter
 from residual_mbrl.checkpoints import Round, Training
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
+from residual_mbrl.first_states import Eliminated
 from residual_mbrl.model import Model
 from residual_mbrl.simulation_error import SimulationError
 from residual_mbrl.windows import Windows
@@ -48,6 +49,7 @@ class FitOptions:
         loss: Robust loss, see ``robust``.
         f_scale: Noise standard deviations beyond which the loss is linear.
         every: Use every so many-th step of the error.
+        start_std: Standard deviation of each first-state entry, which is then estimated; None keeps the measured first state.
     """
 
     horizons: Sequence[int] = ()
@@ -63,6 +65,7 @@ class FitOptions:
     loss: robust.Loss = "soft_l1"
     f_scale: float = 1.0
     every: int = 1
+    start_std: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def fit(model: Model, train: Windows, validation: Windows | None = None, options
     dynamics = copy.deepcopy(model.dynamics)
     normalise(model, dynamics, train)
     problem = SimulationError(dynamics=dynamics, sensor=model.sensor.with_nominal(model.sensor_values), windows=train,
-                              free=free if options.parameters else (), weights=True, every=options.every)
+                              free=free if options.parameters else (), weights=True, every=options.every, start_std=options.start_std)
     stages = [h for h in options.horizons if h < train.horizon] + [train.horizon]
     start = problem.initial(model.sensor_values)
     fingerprint = problem.fingerprint([options, start.tolist()])
@@ -109,7 +112,8 @@ def fit(model: Model, train: Windows, validation: Windows | None = None, options
         tick = clock.monotonic()
         stage = replace(problem, windows=train.first(horizon))
         z = _round(stage, state.z, start, options)
-        score = _score(replace(problem, windows=validation) if validation is not None else stage, z, options)
+        score = _score(stage, z, options) if validation is None else _score(replace(problem, windows=validation, start_std=None),
+                                                                             z[: sum(problem.sizes[:2])], options)
         entry = Round(horizon=horizon, train=_score(stage, z, options), validation=score, seconds=clock.monotonic() - tick)
         log.info("%s", entry)
         state = state.advance(z, entry, rounds=options.rounds, patience=options.patience)
@@ -135,7 +139,8 @@ def _score(problem: SimulationError, z: Array, options: FitOptions) -> float:
 
 
 def _round(problem: SimulationError, z: Array, start: Array, options: FitOptions) -> Array:
-    gauss_newton = options.method == "gauss_newton" or (options.method == "auto" and problem.length <= options.largest_gauss_newton)
+    gauss_newton = options.method == "gauss_newton" or (
+        options.method == "auto" and sum(problem.sizes[:2]) <= options.largest_gauss_newton)
     return _gauss_newton(problem, z, start, options) if gauss_newton else _adam(problem, z, start, options)
 
 
@@ -146,26 +151,32 @@ def _gauss_newton(problem: SimulationError, z: Array, start: Array, options: Fit
     projected on an orthonormal basis Q of what the parameters can do.
     """
     n, w, _ = problem.sizes
-    rows, here = problem.rows(), problem.jacobian(z)
-    ridge = np.zeros((w, problem.length))
+    rows, loss = problem.rows(), robust.scipy_loss(options.loss, problem.rows())
+    unknown, at = Eliminated(problem, z, loss, options.f_scale), z[: n + w]
+    here = unknown.jacobian(at)
+    ridge = np.zeros((w, n + w))
     ridge[np.arange(w), n + np.arange(w)] = options.ridge * np.sqrt(rows)
-    explained = np.zeros((n, problem.length))
+    explained = np.zeros((n, n + w))
     if n:
         basis = np.linalg.qr(here[:rows, :n])[0]
-        explained[:, n : n + w] = np.sqrt(options.explained) * basis.T @ here[:rows, n : n + w]
+        explained[:, n:] = np.sqrt(options.explained) * basis.T @ here[:rows, n:]
     penalty = np.concatenate([ridge, explained])
-    memo = {z.tobytes(): here}
+    memo, looks = {at.tobytes(): here}, 0
 
     def errors(x: Array) -> Array:
-        return np.concatenate([problem(x), penalty @ (x - start)])
+        nonlocal looks
+        looks += 1
+        return np.concatenate([unknown(x), penalty @ (x - start[: n + w])])
 
     def jacobian(x: Array) -> Array:
         known = memo.pop(x.tobytes(), None)
-        return np.concatenate([problem.jacobian(x) if known is None else known, penalty])
+        if known is None and looks >= options.iterations > 1:
+            known = here  # the search ends here, but asks first
+        return np.concatenate([unknown.jacobian(x) if known is None else known, penalty])
 
-    solved = least_squares(errors, problem.inside(z), jac=jacobian, bounds=problem.bounds(), loss=robust.scipy_loss(options.loss, rows),
+    solved = least_squares(errors, problem.inside(z)[: n + w], jac=jacobian, bounds=unknown.bounds(), loss=loss,
                            f_scale=options.f_scale, x_scale=1.0, max_nfev=options.iterations, ftol=1e-6, xtol=1e-6, gtol=1e-9)
-    return np.asarray(solved.x)
+    return unknown.complete(np.asarray(solved.x))
 
 
 def _adam(problem: SimulationError, z: Array, start: Array, options: FitOptions) -> Array:

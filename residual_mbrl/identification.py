@@ -18,6 +18,7 @@ from residual_mbrl.baselines import Parameter, Parameters
 from residual_mbrl.checkpoints import Round, Training
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
+from residual_mbrl.first_states import Eliminated
 from residual_mbrl.identifiability import Estimate, assess
 from residual_mbrl.sensors import Sensor
 from residual_mbrl.simulation_error import DIVERGED, SimulationError
@@ -45,6 +46,8 @@ class IdentifyOptions:
         spread: Half width of the random starts about nominal, in scaled units.
         iterations: Most least-squares iterations of one refinement.
         horizons: Horizons [steps] of successive refinements; the last one is followed by the whole windows.
+        longest: Steps of a window that are used at most; None takes windows whole. What a model lacks adds up over a window, so
+            identification without the residual may want shorter ones than the fit with it.
         loss: Robust loss, see ``robust``; "soft_l1" is quadratic within ``f_scale`` noise standard deviations, linear beyond.
         f_scale: Where the loss turns linear.
         every: Use every so many-th step of the error.
@@ -58,6 +61,7 @@ class IdentifyOptions:
     spread: float = 0.5
     iterations: int = 30
     horizons: Sequence[int] = ()
+    longest: int | None = None
     loss: robust.Loss = "soft_l1"
     f_scale: float = 1.0
     every: int = 1
@@ -129,6 +133,7 @@ def identify(dynamics: ResidualDynamics, sensor: Sensor, windows: Windows, optio
     options = options or IdentifyOptions()
     begun = clock.monotonic()
     free = free_parameters(dynamics, sensor, options.free)
+    windows = windows if options.longest is None else windows.first(options.longest)
     problem = SimulationError(dynamics=dynamics, sensor=sensor, windows=windows, free=free, start_std=options.start_std,
                               every=options.every)
     stages = [replace(problem, windows=windows.first(h)) for h in options.horizons if h < windows.horizon] + [problem]
@@ -169,34 +174,38 @@ def refine(problem: SimulationError, z: Array, options: IdentifyOptions, *, fina
         final: Whether the result counts; a search that only prepares the next one ends earlier.
     """
     ftol = 1e-7 if final else ROUGH
-    search = _Search(problem, options, ftol)
-    return least_squares(search, problem.inside(z), jac=search.jacobian, bounds=problem.bounds(), loss=search.loss,
-                         f_scale=options.f_scale, x_scale=1.0, max_nfev=options.iterations, ftol=ftol, xtol=1e-6, gtol=1e-8)
+    search = _Search(problem, z, options, ftol)
+    start = problem.inside(z)[: sum(problem.sizes[:2])]
+    solved = least_squares(search, start, jac=search.jacobian, bounds=search.unknown.bounds(), loss=search.loss, f_scale=options.f_scale,
+                           x_scale=1.0, max_nfev=options.iterations, ftol=ftol, xtol=1e-6, gtol=1e-8)
+    solved.x = search.unknown.complete(solved.x)
+    return solved
 
 
 class _Search:
-    """A problem as a search sees it.
+    """A problem as a search sees it: over what all windows share.
 
     While the cost falls fast, one-sided differences point well enough, for half the work; central ones start and finish.
     """
 
-    def __init__(self, problem: SimulationError, options: IdentifyOptions, ftol: float) -> None:
-        self._problem, self._f_scale, self._ftol = problem, options.f_scale, ftol
+    def __init__(self, problem: SimulationError, z: Array, options: IdentifyOptions, ftol: float) -> None:
+        self._f_scale, self._ftol = options.f_scale, ftol
         self.loss = robust.scipy_loss(options.loss, problem.rows())
+        self.unknown = Eliminated(problem, problem.inside(z), self.loss, options.f_scale)
         self._cost: float | None = None
         self._at, self._errors, self._last = (np.empty(0),) * 3
 
-    def __call__(self, z: Array) -> Array:
-        self._at, self._errors = z.copy(), self._problem(z)
+    def __call__(self, p: Array) -> Array:
+        self._at, self._errors = p.copy(), self.unknown(p)
         return self._errors
 
-    def jacobian(self, z: Array) -> Array:
-        """Return the Jacobian at z, where the search looked last."""
+    def jacobian(self, p: Array) -> Array:
+        """Return the Jacobian at p, where the search looked last."""
         before, self._cost = self._cost, float(self.loss((self._errors / self._f_scale) ** 2)[0].sum())
         if before is not None and 0 <= before - self._cost < self._ftol * before:
             return self._last  # the search ends here, but asks first
-        falling = before is not None and self._cost < FALLING * before and np.array_equal(z, self._at)
-        self._last = self._problem.jacobian(z, self._errors if falling else None)
+        falling = before is not None and self._cost < FALLING * before and np.array_equal(p, self._at)
+        self._last = self.unknown.jacobian(p, one_sided=falling)
         return self._last
 
 

@@ -121,8 +121,6 @@ class SimulationError:
         upper = np.full(self.length, np.inf)
         for i, p in enumerate(self.free):
             lower[i], upper[i] = (p.lower - p.nominal) / p.scale, (p.upper - p.nominal) / p.scale
-        if self.start_std is not None:
-            lower[sum(self.sizes[:2]) :], upper[sum(self.sizes[:2]) :] = -4.0, 4.0
         return lower, upper
 
     def inside(self, z: Array) -> Array:
@@ -206,31 +204,45 @@ class SimulationError:
     def jacobian(self, z: Array, here: Array | None = None) -> Array:
         """Return d residuals / d z by central differences, shape [rows, length]; one-sided at a bound.
 
-        First states of different windows are perturbed together, since a window depends on its own alone.
-
         Args:
             z: Where.
             here: The residual vector at z; differences are then one-sided, of first order in the step, for half the work.
         """
+        by_shared, by_own = self.derivatives(z, here)
+        shared, s, b = by_shared.shape[1], by_own.shape[1], len(self.windows)
+        if not s:
+            return by_shared
+        jacobian = np.zeros((len(by_shared), self.length))
+        jacobian[:, :shared] = by_shared
+        owner, data = self.owner(), np.arange(len(by_own))
+        for k in range(s):
+            jacobian[data, shared + owner * s + k] = by_own[:, k]
+        tail = jacobian.shape[0] - s * b
+        jacobian[tail:, shared:] = np.eye(s * b)
+        return jacobian
+
+    def derivatives(self, z: Array, here: Array | None = None) -> tuple[Array, Array]:
+        """Return the parts of ``jacobian`` that may differ from zero and one; arguments as there.
+
+        First states of different windows are perturbed together, since a window depends on its own alone.
+
+        Returns:
+            The derivative of all rows by parameters and weights, shape [rows, n + w], and that of the data rows by the first
+            state of the window that each belongs to, shape [data rows, s].
+        """
         n, w, s = self.sizes
-        shared, b = n + w, len(self.windows)
+        shared = n + w
         directions = np.zeros((shared + s, self.length))
         directions[np.arange(shared), np.arange(shared)] = self.step
         for k in range(s):
             directions[shared + k, shared + k :: s] = self.step
         slopes = self._slopes(z, directions, here)
-        if not s:
-            return np.ascontiguousarray(slopes.T)
-        jacobian = np.zeros((slopes.shape[1], self.length))
-        jacobian[:, :shared] = slopes[:shared].T
+        return np.ascontiguousarray(slopes[:shared].T), np.ascontiguousarray(slopes[shared:, : self.rows()].T)
+
+    def owner(self) -> NDArray[np.intp]:
+        """Return the window that each data row belongs to, in ascending order, shape [data rows]."""
         fitted = self.fitted.cpu().numpy()
-        owner = np.broadcast_to(np.arange(b)[:, None, None], fitted.shape)[fitted]
-        data = np.arange(len(owner))
-        for k in range(s):
-            jacobian[data, shared + owner * s + k] = slopes[shared + k, data]
-        tail = jacobian.shape[0] - s * b
-        jacobian[tail:, shared:] = np.eye(s * b)
-        return jacobian
+        return np.asarray(np.broadcast_to(np.arange(len(fitted))[:, None, None], fitted.shape)[fitted])
 
     def _slopes(self, z: Array, directions: Array, here: Array | None) -> Array:
         """Return the derivative of the residual vector along some directions, per their length, shape [number, rows]."""

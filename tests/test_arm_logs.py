@@ -16,7 +16,7 @@ from residual_mbrl.windows import cut_windows
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("logs")
-    simulate_logs(path, seconds=1.0)
+    simulate_logs(path, seconds=2.0)
     return path
 
 
@@ -36,7 +36,7 @@ def test_a_seed_gives_one_set_of_logs(folder, tmp_path):
     """The same seed gives the same numbers, another seed other motions."""
     for name, seed in (("same", 0), ("other", 1)):
         (tmp_path / name).mkdir()
-        simulate_logs(tmp_path / name, seed, seconds=1.0)
+        simulate_logs(tmp_path / name, seed, seconds=2.0)
     logs = [read_logs(f, ["test"]).logs["test"][0] for f in (folder, tmp_path / "same", tmp_path / "other")]
     assert np.array_equal(logs[0].commands, logs[1].commands) and np.array_equal(logs[0].measurements, logs[1].measurements)
     assert not np.array_equal(logs[0].commands, logs[2].commands)
