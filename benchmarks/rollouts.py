@@ -253,8 +253,8 @@ def multiply_adds() -> float:
 def scaling(seconds: float) -> dict[str, list[tuple[int, float]]]:
     """Return times [ms] of ``cost_gradient`` against batch, horizon and width, the others as in the comparison with 256 worlds."""
     def point(batch: int, horizon: int, dynamics: ResidualDynamics) -> float:
-        x, u = 0.3 * torch.randn(batch, 4), 0.3 * torch.randn(batch, horizon, 1)
-        return median_ms(lambda: cost_gradient(dynamics, x, u, quadratic(dynamics), backend="fused"), seconds)
+        x, u, goal = 0.3 * torch.randn(batch, 4), 0.3 * torch.randn(batch, horizon, 1), quadratic(dynamics)
+        return median_ms(lambda: cost_gradient(dynamics, x, u, goal, backend="fused"), seconds)
 
     dynamics = model()
     return {"batch": [(b, point(b, HORIZON, dynamics)) for b in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)],

@@ -110,6 +110,10 @@ class StepAdjoint:
             Gradients; NaN for worlds whose state is not finite.
         """
         fields, wanted = fields or {}, frozenset(wanted)
+        if substeps == 1:
+            found = self._differentiate(inputs.state, inputs, cotangent[:, None], wanted, fields)
+            row = {name: x[:, 0] for name, x in found.items()}
+            return Gradients(state=row.get("state"), action=row.get("action"), force=row.get("force"))
         states = self._substates(inputs, substeps, fields)
         total: dict[str, Array] = {}
         for k in reversed(range(substeps)):
@@ -150,7 +154,10 @@ class StepAdjoint:
     def _differentiate(self, state: Array, inputs: Inputs, cotangent: Array | None, wanted: frozenset[str],
                        fields: Mapping[str, Array]) -> dict[str, Array]:
         """Differentiate a step from some states; cotangent [N, m, ndx], None for all unit ones."""
-        sound = np.abs(state) < _LARGE  # NaN is not small either
+        flat = state.ravel()
+        if flat.dot(flat) < _LARGE:  # which a NaN is not either; quicker than a look at each entry
+            return self._chunked(state, inputs.action, inputs.force, cotangent, wanted, fields)
+        sound = np.abs(state) < _LARGE
         if sound.all():
             return self._chunked(state, inputs.action, inputs.force, cotangent, wanted, fields)
         bad = np.logical_not(sound.all(axis=1))

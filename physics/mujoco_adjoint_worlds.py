@@ -35,7 +35,8 @@ class AdjointWorlds:
         self._quaternions = quaternions(model)
         self._stateful = np.flatnonzero(model.actuator_actadr >= 0)
         self._memory = model.actuator_actadr[self._stateful]
-        self._damping, self._unit = model.dof_damping.copy(), np.eye(self.nv)
+        self._unit = np.eye(self.nv)
+        self._damped = self.h * np.diag(model.dof_damping)
 
     def differentiate(self, state: Array, action: Array, force: Array | None, cotangent: Array | None, wanted: frozenset[str],
                       fields: Mapping[str, Array]) -> dict[str, Array]:
@@ -52,13 +53,15 @@ class AdjointWorlds:
         nv, solved = self.nv, self._solved
         solved.solve(state, action, force, fields)
         solved.look(state, action, force, wanted, fields)
-        inverse, change = self._integration(fields.get("dof_damping", self._damping))
+        inverse, change = self._integration(fields.get("dof_damping"))
         turn, spread = self._turning(change)
         if cotangent is None:
             onto = np.broadcast_to(np.eye(nv + self.na), (self.n, nv + self.na, nv + self.na))
         else:
-            onto = cotangent[:, :, nv:].copy()
-            onto[:, :, :nv] += self.h * _times(cotangent[:, :, :nv], spread)
+            through = self.h * _times(cotangent[:, :, :nv], spread)
+            onto = cotangent[:, :, nv : 2 * nv] + through
+            if self.na:
+                onto = np.concatenate([onto, cotangent[:, :, 2 * nv :]], 2)
         found = self._through_velocity(onto, inverse, change, wanted)
         if cotangent is None:
             # the rows of positions follow from those of velocities
@@ -112,19 +115,19 @@ class AdjointWorlds:
         rows /= moved.width
         return moved.split(rows)
 
-    def _integration(self, damping: Array) -> tuple[Array | None, Array]:
+    def _integration(self, damping: Array | None) -> tuple[Array | None, Array]:
         """Return the inverse of the inertia that the integrator inverts [n, nv, nv], None where it integrates a, and (v' - v) / h."""
         solved = self._solved
         if not self.plan.implicit:
             return None, solved.acceleration
-        inverse = np.asarray(np.linalg.inv(self._metric(damping)), np.float64)
+        inverse = _inverse(self._metric(damping))
         return inverse, (inverse @ (solved.inertia @ solved.acceleration[..., None]))[..., 0]
 
-    def _metric(self, damping: Array) -> Array:
-        """Return the inertia that an implicit integrator inverts, shape [n, nv, nv]."""
+    def _metric(self, damping: Array | None) -> Array:
+        """Return the inertia that an implicit integrator inverts, shape [n, nv, nv]; damping [n, nv] where it varies between worlds."""
         solved = self._solved
         if self.plan.damped:
-            return np.asarray(solved.inertia + self.h * (damping[..., None] * self._unit))
+            return np.asarray(solved.inertia + (self._damped if damping is None else self.h * (damping[..., None] * self._unit)))
         if not self.plan.factored or solved.moved is None:
             whole: Array = solved.inertia - self.h * solved.smooth_slope()
             return whole
@@ -151,6 +154,21 @@ class AdjointWorlds:
         for _, v in self._quaternions:
             turn[:, v : v + 3, v : v + 3], spread[:, v : v + 3, v : v + 3] = rotation(angle[:, v : v + 3])
         return turn, spread
+
+
+def _inverse(matrix: Array) -> Array:
+    """Return the inverse of positive definite matrices [n, nv, nv]; of two or less in closed form, since LAPACK's call is what counts."""
+    size = matrix.shape[1]
+    if size == 1:
+        return np.asarray(1.0 / matrix)
+    if size == 2:
+        flat = matrix.reshape(-1, 4)
+        determinant = flat[:, 0] * flat[:, 3] - flat[:, 1] * flat[:, 2]
+        return np.asarray((flat.take(_ADJUGATE, 1) * _SIGNS / determinant[:, None]).reshape(-1, 2, 2))
+    return np.asarray(np.linalg.inv(matrix), np.float64)
+
+
+_ADJUGATE, _SIGNS = np.array([3, 1, 2, 0]), np.array([1.0, -1.0, -1.0, 1.0])
 
 
 def _times(rows: Array, matrix: Array | None) -> Array:

@@ -23,6 +23,8 @@ Array = NDArray[np.float64]
 _TOLERANCE = 1e-16
 """Of the solve at which derivatives are taken: on the way there Newton's last iterations cost next to nothing."""
 _ALL = slice(None)
+_SMALL = 8
+"""Degrees of freedom up to which a product with a matrix of zeros and ones is quicker than indices."""
 
 
 class SolvedWorlds:
@@ -73,6 +75,11 @@ class SolvedWorlds:
         self._row, self._column = np.repeat(np.arange(self._nv), model.M_rownnz), model.M_colind.astype(int)
         self._entry, self._mirror = self._row * self._nv + self._column, self._column * self._nv + self._row
         self._twice = np.where(self._row == self._column, 0.0, 1.0)
+        self._gather: Array | None = None
+        if self._nv <= _SMALL:  # the same as a product, which is one call
+            self._gather = np.zeros((self._nv**2, len(self._row)))
+            self._gather[self._entry, np.arange(len(self._row))] += 1.0
+            self._gather[self._mirror, np.arange(len(self._row))] += self._twice
         slope = np.repeat(np.arange(self._nv), model.D_rownnz), model.D_colind.astype(int)
         self._full_inertia = _Dense(self._nv, (self._row, self._column), (self._column, self._row))  # the engine keeps one half
         self._full_slope = _Dense(self._nv, slope)
@@ -154,7 +161,10 @@ class SolvedWorlds:
             for x, y in others:
                 outer += x.transpose(0, 2, 1) @ y[:, None]
             flat = outer.reshape(len(outer), -1)
-            weight = flat.take(self._entry, 1) + flat.take(self._mirror, 1) * self._twice
+            if self._gather is None:
+                weight = flat.take(self._entry, 1) + flat.take(self._mirror, 1) * self._twice
+            else:
+                weight = flat @ self._gather
             return np.asarray(weight[:, None] @ change.transpose(0, 2, 1))
         entry, total = np.arange(len(row)), np.zeros((*pairs[0][0].shape[:2], change.shape[1]))
         for x, y in pairs:
