@@ -131,7 +131,8 @@ def test_weight_gradient_is_that_of_differences(kind: dict) -> None:
     randomise(residual, 1.0, 2)
     x = context("two_link", residual, 100)
     residual.normalise(x)
-    x = replace(x, contacts_under=lambda _: x.contacts)  # what is taken back is held in gradients
+    given = x.contacts
+    x = replace(x, contacts_under=lambda _: given)  # what is taken back is held in gradients
     probe = torch.randn(100, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weights = list(residual.parameters())
     by = torch.autograd.grad((residual(x) * probe).sum(), weights)
@@ -178,7 +179,7 @@ def rearranged(x: Context, change: Callable[[Contacts], Contacts]) -> Context:
 
 @KINDS
 def test_friction_does_not_turn_with_the_contact_frame(kind: dict) -> None:
-    """Tangents turned about the normal give the same generalised force."""
+    """Tangents turned about the normal give the same force; the room left at the limit is the root of rounding."""
     residual = ContactForce(most=24, **kind)
     randomise(residual, 1.0, 3)
     x = context("quadruped", residual, 200)
@@ -188,8 +189,10 @@ def test_friction_does_not_turn_with_the_contact_frame(kind: dict) -> None:
     def turned(c: Contacts) -> Contacts:
         return replace(c, jacobian=turn @ c.jacobian, response=turn @ c.response, velocity=c.velocity @ turn.T, force=c.force @ turn.T)
 
+    given = x.contacts
+    x = replace(x, contacts_under=lambda _: given)
     force = residual(x)
-    torch.testing.assert_close(residual(rearranged(x, turned)), force, rtol=1e-6, atol=1e-9 * float(force.detach().abs().max()))
+    torch.testing.assert_close(residual(rearranged(x, turned)), force, rtol=1e-6, atol=1e-7 * float(force.detach().abs().max()))
 
 
 def test_weights_are_shared_over_contacts_and_bodies() -> None:

@@ -122,7 +122,8 @@ class ContactForce(Residual):
             acting = torch.cat([force[..., :1], kept[..., None] * force[..., 1:]], -1)
             solved = _under(context, acting)
             total = solved.force + acting
-            outside = cone_excess(total, solved.torque, friction) > _rounding(total)
+            alone = cone_excess(solved.force, solved.torque, friction).clamp_min(0)  # rounding of the engine's own
+            outside = cone_excess(total, solved.torque, friction) - alone > _rounding(total)
             if not bool(outside.any()):
                 break
             if turn == _SOLVES - 1:  # this has not settled: without friction nothing can be outside
