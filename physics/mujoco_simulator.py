@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_mbrl.baselines import Baseline, Parameters, Port, StepJacobian, Values
+from residual_mbrl.contacts import Contacts
 from residual_mbrl.errors import ModelError
+from residual_mbrl.physics.contact import ContactProbe
 from residual_mbrl.physics.mujoco_adjoint import StepAdjoint, supported
 from residual_mbrl.physics.mujoco_contacts import name_contacts
 from residual_mbrl.physics.mujoco_engine import Worlds
+from residual_mbrl.physics.mujoco_fields import read_field, write_field
 from residual_mbrl.physics.mujoco_model import Source, element_name, joint_ranges, load_model, state_space
 from residual_mbrl.physics.mujoco_parameters import choose
 from residual_mbrl.physics.numeric_step import (
@@ -33,6 +37,7 @@ from residual_mbrl.physics.numeric_step import (
 )
 
 Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
 
 ADDITIONS = {"frictionloss": "dof_frictionloss", "dof_damping": "dof_damping"}
 """Live parameters that a residual adds to, and the model field of each, one entry a degree of freedom."""
@@ -59,6 +64,7 @@ class MujocoSimulator(Baseline):
 
     Attributes:
         failed: Worlds of the last step or rollout that the engine gave up, shape [N].
+        most_missed: Largest number of contacts of a world that ``contacts`` has had to leave out so far.
         inexact: Why gradients by state, action and force are centred differences; None where they are exact.
 
     Raises:
@@ -67,6 +73,7 @@ class MujocoSimulator(Baseline):
     """
 
     ports = frozenset(Port)
+    has_contacts = True
 
     def __init__(self, model: Source, parameters: Sequence[str] | Parameters = (), *, dt: float | None = None, threads: int = 0) -> None:
         file = load_model(model)
@@ -86,6 +93,8 @@ class MujocoSimulator(Baseline):
         self.inexact = supported(self.model)
         self._adjoint: StepAdjoint | None = None
         self._worlds: OrderedDict[tuple[int, bool], Worlds] = OrderedDict()
+        self._probes: dict[tuple[int, float], ContactProbe] = {}
+        self.most_missed = 0
         self.failed: NDArray[np.bool_] = np.zeros(0, bool)
 
     @property
@@ -196,6 +205,27 @@ class MujocoSimulator(Baseline):
         """Return the pairs of geoms in contact, "floor/box", and the joints at a limit, in the model as it is without parameters."""
         return name_contacts(self.model, state.detach().cpu().double().numpy())
 
+    def contacts(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"], parameters: Values | None = None, *,
+                 most: int, reach: float = 0.0, force: Tensor | None = None) -> Contacts:
+        """Return the contacts at the start of a step with the engine's forces on them; arguments as in ``Baseline.contacts``.
+
+        The forces are those of an engine that has not been stepped from there: with substeps, of the first one. Contacts beyond
+        ``most`` are counted in the result, and logged whenever there are more of them than ever before.
+
+        Raises:
+            ModelError: if nothing in the model can touch, or it has flexes; if it has adhesion and a reach is asked for.
+        """
+        self._check(state, action, force)
+        inputs, batch = to_inputs(state, action, force, parameters or {}, ADDITIONS)
+        if (most, reach) not in self._probes:
+            self._probes[most, reach] = ContactProbe(self.model, most, reach)
+        found = self._probes[most, reach].look(inputs.state, inputs.action, inputs.force, self._place(inputs).fields())
+        missed = int(found.missed.max()) if found.missed.numel() else 0
+        if missed > self.most_missed:
+            self.most_missed = missed
+            log.warning("%s: a world has %d contacts more than the %d that are looked at: raise the maximum", self.file.name, missed, most)
+        return found.reshaped(batch, state)
+
     def energy(self, state: Float[Tensor, "*batch nx"], parameters: Values | None = None) -> Float[Tensor, "..."]:
         """Return potential plus kinetic energy as the engine has it [J], shape [*batch]; without gradients."""
         inputs, batch = to_inputs(state, state[..., :0], None, self._named(parameters, state))
@@ -232,10 +262,10 @@ class MujocoSimulator(Baseline):
         """Return a copy of the model that has these values of its parameters for good, by name; nominal ones where missing."""
         model = copy.copy(self.model)
         for group in self._groups:
-            fields = {f: _field(model, f)[None] for f in group.fields}
+            fields = {f: read_field(model, f)[None] for f in group.fields}
             group.write(fields, np.array([[values.get(p.name, p.nominal) for p in group.parameters]]))
             for name, field in fields.items():
-                _set_field(model, name, field[0])
+                write_field(model, name, field[0])
         mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
 
@@ -245,7 +275,7 @@ class MujocoSimulator(Baseline):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running simulations behind: they are made again where they are needed."""
-        return {**self.__dict__, "_worlds": OrderedDict(), "_groups": None, "_adjoint": None}
+        return {**self.__dict__, "_worlds": OrderedDict(), "_probes": {}, "_groups": None, "_adjoint": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Find the parameters' places in the model again."""
@@ -301,16 +331,3 @@ class MujocoSimulator(Baseline):
 
     def _scales(self) -> dict[str, float]:
         return {p.name: max(p.scale, 1e-6) for p in self.parameters}
-
-
-def _field(model: mujoco.MjModel, name: str) -> Array:
-    owner, last = (model.opt, name.removeprefix("opt.")) if name.startswith("opt.") else (model, name)
-    return np.array(getattr(owner, last), dtype=np.float64)
-
-
-def _set_field(model: mujoco.MjModel, name: str, value: Array) -> None:
-    owner, last = (model.opt, name.removeprefix("opt.")) if name.startswith("opt.") else (model, name)
-    if value.ndim:
-        getattr(owner, last)[...] = value
-    else:
-        setattr(owner, last, float(value))

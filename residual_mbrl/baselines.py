@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from residual_mbrl.contacts import Contacts
 from residual_mbrl.errors import ModelError
 from residual_mbrl.spaces import StateSpace
 
@@ -178,6 +179,7 @@ class Baseline(ABC):
         parameters: Named physical parameters.
         ports: Ports through which residuals may enter.
         live: Names that a residual may add to through ``Port.PARAMETERS`` (values shaped [*batch, ...], state-dependent).
+        has_contacts: Whether it can say what touches what, see ``contacts``.
         dt: Seconds per step.
     """
 
@@ -185,6 +187,7 @@ class Baseline(ABC):
     parameters: Parameters
     ports: frozenset[Port] = frozenset({Port.ACTION, Port.STATE})
     live: frozenset[str] = frozenset()
+    has_contacts: bool = False
     dt: float
 
     @abstractmethod
@@ -237,6 +240,23 @@ class Baseline(ABC):
                 parameters: Values | None = None) -> dict[str, Tensor]:
         """Return internal quantities a residual may look at (torques, duty, current), each [*batch, k]; none by default."""
         return {}
+
+    def contacts(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"], parameters: Values | None = None, *,
+                 most: int, reach: float = 0.0, force: Tensor | None = None) -> Contacts:
+        """Return the contacts at the start of a step, without gradients; asked for only where a residual looks at them.
+
+        Args:
+            state: Shape [*batch, nx].
+            action: Shape [*batch, nu].
+            parameters: As in ``step``.
+            most: Contacts kept in each world, those with the smallest gap; what is left out is counted.
+            reach: Distance [m] up to which pairs are listed before they touch.
+            force: As in ``step``: the contact forces are those under it.
+
+        Raises:
+            ModelError: where the baseline knows of no contacts.
+        """
+        raise ModelError(f"{type(self).__name__} does not know its contacts")
 
     def gradient_method(self, name: str) -> str:
         """Return in words how a step is differentiated by "state", "action", "force" or a parameter."""

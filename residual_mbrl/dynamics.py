@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from residual_mbrl.baselines import Baseline, Port, Values
+from residual_mbrl.contacts import Contacts
 from residual_mbrl.residuals.base import Certificate, Context, Residual, add_live
 
 
@@ -124,16 +125,21 @@ class ResidualDynamics(nn.Module):
         """Return what each residual sees, and the command as executed."""
         known, residuals = state[..., : self.baseline.space.nx], self.corrections
 
-        def context(memory: slice, u: Tensor, signals: Values) -> Context:
+        def context(memory: slice, u: Tensor, signals: Values, contacts: Contacts | None = None) -> Context:
             own = state[..., memory] if memory.stop > memory.start else None
-            return Context(self.baseline.space, known, u, signals, own, self.dt, p)
+            return Context(self.baseline.space, known, u, signals, own, self.dt, p, contacts, contacts_under if contacts else None)
 
+        def contacts_under(force: Tensor | None) -> Contacts:
+            return self.baseline.contacts(known, executed, p, most=most, force=force)
+
+        most = max((r.most_contacts for r in residuals), default=0)
         drives = {i: context(self._memory[i], action, {}) for i, r in enumerate(residuals) if r.port is Port.ACTION}
         executed = action
         for i, seen in drives.items():
             executed = executed + residuals[i](seen)
         signals = self.baseline.signals(known, executed, p) if len(drives) < len(residuals) else {}
-        return [drives[i] if i in drives else context(m, executed, signals) for i, m in enumerate(self._memory)], executed
+        contacts = contacts_under(None) if most else None
+        return [drives[i] if i in drives else context(m, executed, signals, contacts) for i, m in enumerate(self._memory)], executed
 
     def correction(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Correction:
         """Return what the residuals together add to a baseline step; arguments as in ``step``."""
@@ -198,7 +204,8 @@ class ResidualDynamics(nn.Module):
     def certificates(self, state: Tensor, action: Tensor) -> list[Certificate]:
         """Return what each residual was found to do at worst over these states and actions."""
         with torch.no_grad():
-            return [r.certificate(c, self.baseline) for r, c in zip(self.corrections, self.contexts(state, action), strict=True)]
+            seen = zip(self.corrections, self.contexts(state, action), strict=True)
+            return [found for r, c in seen for found in r.certificates(c, self.baseline)]
 
 
 def ensemble(members: Sequence[ResidualDynamics]) -> ResidualDynamics:

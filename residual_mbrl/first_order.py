@@ -7,6 +7,7 @@ from torch import Tensor
 
 from residual_mbrl.baselines import Baseline, StepJacobian, Values
 from residual_mbrl.dynamics import Correction, ResidualDynamics
+from residual_mbrl.residuals.base import Certificate, Context, Residual
 
 
 class FirstOrder(Baseline):
@@ -42,6 +43,28 @@ class FirstOrder(Baseline):
         return self._baseline.signals(state, action, parameters)
 
 
+class _Held(Residual):
+    """A residual that takes what it sees as given, with what it gave at the points."""
+
+    def __init__(self, residual: Residual, context: Context) -> None:
+        super().__init__()
+        self.port, self.live, self._residual = residual.port, residual.live, residual
+        with torch.no_grad():
+            self._found: Tensor = residual(context)
+
+    def forward(self, context: Context) -> Tensor:
+        """Return what it gave at the points."""
+        return self._found
+
+    def describe(self) -> dict[str, object]:
+        """Return the arguments of the residual itself."""
+        return self._residual.describe()
+
+    def certificate(self, context: Context, baseline: Baseline) -> Certificate:
+        """Return the certificate of the residual itself."""
+        return self._residual.certificate(context, baseline)
+
+
 def make_differentiable(dynamics: ResidualDynamics, state: Tensor, action: Tensor, parameters: Values | None = None) -> ResidualDynamics:
     """Return a model with the same first derivatives at some points that torch can take in forward mode.
 
@@ -58,7 +81,8 @@ def make_differentiable(dynamics: ResidualDynamics, state: Tensor, action: Tenso
         jacobian = baseline.jacobian(known, at.action, at.force, at.values)
     if jacobian is None:
         return dynamics
-    return ResidualDynamics(FirstOrder(baseline, known, at, jacobian), dynamics.corrections, dynamics.values)
+    residuals = [_Held(r, c) if r.most_contacts else r for r, c in zip(dynamics.corrections, at.contexts, strict=True)]
+    return ResidualDynamics(FirstOrder(baseline, known, at, jacobian), residuals, dynamics.values)
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from residual_mbrl.baselines import Baseline, Port, Values
+from residual_mbrl.contacts import Contacts
 from residual_mbrl.errors import ModelError
 from residual_mbrl.spaces import StateSpace
 
@@ -32,6 +33,8 @@ class Context:
         memory: This residual's own memory, shape [*batch, memory].
         dt: Seconds per step.
         values: Physical parameter values of the model by name, each broadcastable to [*batch]; nominal where missing.
+        contacts: What touches what at the start of the step, where a residual of the model looks at it.
+        contacts_under: The same with the forces under a generalised force beside the baseline's own, shape [*batch, nv].
     """
 
     space: StateSpace
@@ -41,6 +44,8 @@ class Context:
     memory: Tensor | None = None
     dt: float = 0.0
     values: Values = field(default_factory=dict)
+    contacts: Contacts | None = None
+    contacts_under: Callable[[Tensor], Contacts] | None = None
 
     @property
     def q(self) -> Tensor:
@@ -114,12 +119,15 @@ class Residual(nn.Module, ABC):
         port: Where the correction enters.
         live: For ``Port.PARAMETERS``, the live parameter that the output is added to.
         memory_names: Names of the memory entries that the residual keeps in the state.
+        most_contacts: How many contacts of a world it looks at; the baseline is asked for none where no residual looks. One that does
+            sees nothing else and takes them as given, so that its derivative by state and action is zero.
         features: Map of the inputs that its network sees; holds the normaliser.
     """
 
     port: Port
     live: str | None = None
     memory_names: tuple[str, ...] = ()
+    most_contacts: int = 0
     features: FeatureMap
 
     @abstractmethod
@@ -133,6 +141,10 @@ class Residual(nn.Module, ABC):
     @abstractmethod
     def certificate(self, context: Context, baseline: Baseline) -> Certificate:
         """Measure, over the states of a context, what the residual promises; shapes as in ``forward``."""
+
+    def certificates(self, context: Context, baseline: Baseline) -> list[Certificate]:
+        """Return every promise as measured, for a residual that makes several; shapes as in ``forward``."""
+        return [self.certificate(context, baseline)]
 
     def warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, Callable[..., Any]]]) -> WarpForm | None:
         """Return what a fused rollout needs of this residual; None where it has only the torch form.
@@ -168,6 +180,8 @@ class Residual(nn.Module, ABC):
         if self.port is Port.PARAMETERS and self.live not in baseline.live:
             raise ModelError(f"{self.name} adds to the parameter {self.live!r}, but {type(baseline).__name__} has live only "
                              f"{sorted(baseline.live)}")
+        if self.most_contacts and not baseline.has_contacts:
+            raise ModelError(f"{self.name} looks at contacts, but {type(baseline).__name__} knows of none")
 
     def normalise(self, context: Context) -> None:
         """Set the normaliser of the features from states and actions of the data, shapes [*batch, ...]."""
