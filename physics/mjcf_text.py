@@ -69,9 +69,9 @@ class _Text:
         elif kind in GEOMS:
             i = self._index("geom", rest.rsplit(".", 1)[0])
             self._element("geom", i).set(kind, _numbers(getattr(self.model, GEOMS[kind])[i]))
-        elif kind == "size":
+        elif kind in ("size", "pos"):
             i = self._index("geom", rest.rsplit(".", 1)[0])
-            self._element("geom", i).set("size", _numbers(self.model.geom_size[i]))
+            self._element("geom", i).set(kind, _numbers(getattr(self.model, f"geom_{kind}")[i]))
         elif kind in TENDONS:
             i = self._index("tendon", rest)
             self._nth("tendon", i, "tendon").set(TENDONS[kind], _numbers(getattr(self.model, kind)[i]))
