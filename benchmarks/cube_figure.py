@@ -14,7 +14,7 @@ from residual_mbrl.trajectories import Trajectory
 
 Array = NDArray[np.float64]
 
-PHASES = ("before", "first impact", "tumbling", "sliding", "rest")
+PHASES = ("before", "impact", "tumbling", "sliding", "rest")
 TOUCH = 0.0
 """Height of the published cube's lowest corner [m] at which it touches: the table's top lies a millimetre lower."""
 

@@ -84,8 +84,8 @@ class _Text:
             raise ModelError(f"parameter {name!r} has no place in MJCF text")
 
     def write_inertials(self, names: Sequence[str]) -> None:
-        """Write mass, centre of mass and inertia of every body, where any of them changed or would follow a changed size."""
-        if not any(n.split(":")[0] in (*INERTIAL, "size") for n in names):
+        """Write mass, centre of mass and inertia of every body, where any of them changed or would follow a changed or moved geom."""
+        if not any(n.split(":")[0] in (*INERTIAL, "size", "pos") for n in names):
             return
         compiler = _option(self.root, "compiler")
         compiler.set("inertiafromgeom", "auto")
