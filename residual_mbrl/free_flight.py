@@ -191,7 +191,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _conjugate(q: Array) -> Array:
-    return q * np.array([1.0, -1.0, -1.0, -1.0])
+    return np.asarray(q * np.array([1.0, -1.0, -1.0, -1.0]))
 
 
 def _exp(rotation: Array) -> Array:
