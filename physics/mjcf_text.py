@@ -69,9 +69,9 @@ class _Text:
         elif kind in GEOMS:
             i = self._index("geom", rest.rsplit(".", 1)[0])
             self._element("geom", i).set(kind, _numbers(getattr(self.model, GEOMS[kind])[i]))
-        elif kind == "size":
+        elif kind in ("size", "pos"):
             i = self._index("geom", rest.rsplit(".", 1)[0])
-            self._element("geom", i).set("size", _numbers(self.model.geom_size[i]))
+            self._element("geom", i).set(kind, _numbers(getattr(self.model, f"geom_{kind}")[i]))
         elif kind in TENDONS:
             i = self._index("tendon", rest)
             self._nth("tendon", i, "tendon").set(TENDONS[kind], _numbers(getattr(self.model, kind)[i]))
@@ -84,8 +84,8 @@ class _Text:
             raise ModelError(f"parameter {name!r} has no place in MJCF text")
 
     def write_inertials(self, names: Sequence[str]) -> None:
-        """Write mass, centre of mass and inertia of every body, where any of them changed or would follow a changed size."""
-        if not any(n.split(":")[0] in (*INERTIAL, "size") for n in names):
+        """Write mass, centre of mass and inertia of every body, where any of them changed or would follow a changed or moved geom."""
+        if not any(n.split(":")[0] in (*INERTIAL, "size", "pos") for n in names):
             return
         compiler = _option(self.root, "compiler")
         compiler.set("inertiafromgeom", "auto")

@@ -39,12 +39,14 @@ class Group:
         fields: Model fields that ``write`` changes.
         write: Writes values, shape [N, number of parameters], into the fields.
         bodies: Bodies whose centre of mass or principal axes change.
+        geoms: Geoms whose place in their body changes.
     """
 
     parameters: tuple[Parameter, ...]
     fields: tuple[str, ...]
     write: Callable[[Fields, Array], None]
     bodies: tuple[int, ...] = ()
+    geoms: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ KINDS = (
     _Kind("friction", "geom", "geom_friction", "1", ("slide", "spin", "roll"), at_least=2.0),
     _Kind("solref", "geom", "geom_solref", "1", _SOLREF, at_least=0.1),
     _Kind("solimp", "geom", "geom_solimp", "1", _SOLIMP, at_least=1.0),
+    _Kind("pos", "geom", "geom_pos", "m", _AXES, lower=-np.inf, at_least=0.2),
     _Kind("size", "geom", "geom_size", "m", ("0", "1", "2"), lower=1e-4, upper=3.0, at_least=1e-3),
     _Kind("gain", "actuator", "actuator_gainprm", "1", lower=-np.inf),
     _Kind("bias", "actuator", "actuator_biasprm", "1", ("0", "1", "2"), lower=-np.inf),
@@ -197,8 +200,9 @@ def _number(name: str, field: str, place: tuple[int | slice, ...], value: float,
 
     lower, upper = bounds
     parameter = Parameter(name=name, nominal=value, lower=lower, upper=upper, unit=unit)
-    moved = tuple(i for i in place[:1] if isinstance(i, int)) if field == "body_ipos" else ()
-    return Group(parameters=(parameter,), fields=(field,), write=write, bodies=moved)
+    row = tuple(i for i in place[:1] if isinstance(i, int))
+    return Group(parameters=(parameter,), fields=(field,), write=write, bodies=row if field == "body_ipos" else (),
+                 geoms=row if field in ("geom_pos", "geom_quat") else ())
 
 
 def _by_place(model: mujoco.MjModel, name: str) -> Group | None:

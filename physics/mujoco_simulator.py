@@ -79,7 +79,7 @@ class MujocoSimulator(Baseline):
         file = load_model(model)
         self.parameters, self._groups = choose(file.model, parameters)
         self.file = file.with_free_inertias([b for g in self._groups for b in g.bodies])
-        self.model = self.file.model
+        self.model = _with_free_places(self.file.model, [i for g in self._groups for i in g.geoms])
         if int(self.model.opt.enableflags) & _HISTORY_FLAGS:
             raise ModelError(f"{self.file.name}: sleep and IPC keep more than the state from step to step: disable them with <flag>")
         own = float(self.model.opt.timestep)
@@ -331,3 +331,13 @@ class MujocoSimulator(Baseline):
 
     def _scales(self) -> dict[str, float]:
         return {p.name: max(p.scale, 1e-6) for p in self.parameters}
+
+
+def _with_free_places(model: mujoco.MjModel, geoms: Sequence[int]) -> mujoco.MjModel:
+    """Return a model in which some geoms may move in their bodies: the engine does not read the place of one compiled at the origin."""
+    fixed = [i for i in geoms if model.geom_sameframe[i]]
+    if not fixed:
+        return model
+    freed = copy.copy(model)
+    freed.geom_sameframe[fixed] = int(mujoco.mjtSameFrame.mjSAMEFRAME_NONE)
+    return freed

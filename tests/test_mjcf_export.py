@@ -19,7 +19,7 @@ CASES = [
     (ARM, ["damping:*", "armature:*", "frictionloss:*", "stiffness:*", "springref:*"]), (ARM, ["mass:*", "com:*"]),
     (ARM, ["gain:*", "bias:*", "gear:*"]), (ARM, ["gravity.z", "opt.viscosity"]), (BODIES, ["pseudo_inertia:*"]),
     (BODIES, ["time_constant:*", "damping:*"]), (COUPLED, ["tendon_*", "eq_solref:*"]),
-    (BOXES, ["friction:*", "solref:*", "solimp:*", "size:box.*"])]
+    (BOXES, ["friction:*", "solref:*", "solimp:*", "size:box.*"]), (BOXES, ["pos:box.*"])]
 
 
 def moved(simulator):

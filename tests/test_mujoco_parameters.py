@@ -127,6 +127,16 @@ def test_a_larger_geom_collides_where_it_is() -> None:
     assert float(states[-1, 2]) == pytest.approx(0.45, abs=0.01)
 
 
+def test_a_geom_compiled_at_its_body_s_origin_may_move() -> None:
+    """The engine does not read the place of such a geom: it must be told to."""
+    xml = """<mujoco><worldbody><geom name="floor" type="plane" size="1 1 1"/>
+      <body pos="0 0 .5"><freejoint/><geom name="ball" size=".1" mass="1"/></body></worldbody></mujoco>"""
+    simulator = MujocoSimulator(xml, ["pos:floor.z"])
+    x = torch.cat([torch.from_numpy(simulator.model.qpos0.copy()), torch.zeros(6, dtype=torch.float64)])
+    states = simulator.rollout(x, torch.zeros(600, 0, dtype=torch.float64), {"pos:floor.z": torch.tensor(0.2, dtype=torch.float64)})
+    assert float(states[-1, 2]) == pytest.approx(0.3, abs=0.01)
+
+
 @pytest.mark.parametrize("body", ["upper", "lower"])
 def test_nominal_pseudo_inertia_changes_nothing(body: str) -> None:
     """To rounding, and to what keeps flat bodies off the boundary."""
