@@ -26,6 +26,14 @@ settings.register_profile("residual_mbrl", derandomize=True, deadline=None)
 settings.load_profile("residual_mbrl")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests that take many minutes unless markers are asked for."""
+    if not config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes: pytest -m long"))
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that a test should pass on; absent ones are skipped."""

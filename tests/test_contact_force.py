@@ -90,7 +90,7 @@ def test_laws_hold_for_any_weights(body: str, cone: str, kind: dict) -> None:
     assert_lawful_for_any_weights(body, cone, kind, 150, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @KINDS
 @pytest.mark.parametrize("body", BODIES)
 def test_laws_hold_in_1e5_states(body: str, kind: dict) -> None:

@@ -64,7 +64,7 @@ def test_cube_stays_where_it_is(slope: float) -> None:
         assert_at_rest(tilted("cube", slope), residual, 500)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("slope", [0.0, 0.15])
 @pytest.mark.parametrize("body", BODIES)
 def test_bodies_stay_where_they_are(body: str, slope: float) -> None:
