@@ -10,6 +10,7 @@ from torch import Tensor
 
 from residual_mbrl.baselines import Values
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.errors import NotFiniteError
 from residual_mbrl.fused.devices import flat_of, plan_on
 from residual_mbrl.fused.inputs import constants_on, parameter_rows, read_weights, weight_entries
 from residual_mbrl.fused.model import FlatWeights, FusedModel
@@ -43,7 +44,7 @@ class Call:
         """Run a kernel that starts from first states.
 
         Raises:
-            ValueError: if a first state, an action or a weight is not finite.
+            NotFiniteError: if a first state, an action or a weight is not finite.
         """
         entries = weight_entries(self.weights, self.members)
         form = None if cost is None else cost[1]
@@ -56,7 +57,7 @@ class Call:
                 break
             self.flat = read_weights(self.dynamics, self.model, self.weights, self.state.dtype)
         if status:
-            raise ValueError(f"rollout: {'state' if status & BAD_STATE else 'actions'} holds values that are not finite")
+            raise NotFiniteError(f"rollout: {'state' if status & BAD_STATE else 'actions'} holds values that are not finite")
 
 
 def parts_of(by_weights: Tensor | None, likes: Sequence[tuple[torch.Size, torch.dtype]]) -> list[Tensor | None]:
