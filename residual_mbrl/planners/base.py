@@ -19,6 +19,7 @@ from residual_mbrl.errors import NotFiniteError
 from residual_mbrl.planners.limits import Limits, project
 from residual_mbrl.planners.objectives import Objective
 from residual_mbrl.planners.plan import Plan
+from residual_mbrl.rollouts import rollout_cost
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.status import PlanStatus
 
@@ -166,6 +167,24 @@ class Planner(ABC):
     @abstractmethod
     def iterations(self) -> int:
         """Iterations at most."""
+
+    def costs(self, problem: Problem, actions: Float[Tensor, "*any horizon nu"]) -> Float[Tensor, "*any"]:
+        """Return the objective of action sequences, infinite where it is not finite.
+
+        Args:
+            problem: What is asked for.
+            actions: Shape [*any, *batch, H, nu].
+        """
+        shape = actions.shape[:-2]
+        if self.objective is None:
+            found = rollout_cost(self.dynamics, problem.state.expand(*shape, -1), actions, problem.cost, problem.parameters)
+            return torch.nan_to_num(found, nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
+        members = self.objective.members
+        state, each = problem.state.expand(members, *shape, -1), actions.expand(members, *actions.shape)
+        parameters = {n: v if v.ndim == 0 else v.reshape(v.shape[0], *(1,) * (len(shape) + 1 - v.ndim), *v.shape[1:])
+                      for n, v in (problem.parameters or {}).items()}
+        found = self.objective.reduce(rollout_cost(self.dynamics, state, each, problem.cost, parameters))
+        return torch.nan_to_num(found, nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
 
     def _finish(self, problem: Problem, iterate: Iterate) -> Iterate:
         """Add to the last iterate what the plan shall hold."""
