@@ -81,6 +81,10 @@ class Iterate:
     gains: Tensor | None = None
     violation: Tensor | None = None
     iterations: int = 0
+    late: Tensor | None = None
+    """Whether the deadline came first, shape [*batch]; none where missing."""
+    done: bool = False
+    """Whether there is nothing more to do."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -192,7 +196,7 @@ class Planner(ABC):
 
     def _loop(self, problem: Problem, iterate: Iterate) -> tuple[Iterate, bool]:
         longest = 0.0
-        while iterate.iterations < self.iterations and not (iterate.converged is not None and bool(iterate.converged.all())):
+        while not iterate.done and iterate.iterations < self.iterations and not (iterate.converged is not None and bool(iterate.converged.all())):
             before = perf_counter()
             if before + longest >= problem.until:
                 return iterate, True
@@ -206,6 +210,8 @@ class Planner(ABC):
         status = torch.full(problem.batch, PlanStatus.DEADLINE if late else PlanStatus.STALLED, dtype=torch.int64)
         if not late:
             status[improved] = PlanStatus.IMPROVED
+        if last.late is not None:
+            status[last.late] = PlanStatus.DEADLINE
         if last.converged is not None:
             status[last.converged] = PlanStatus.CONVERGED
         if last.violation is not None:
