@@ -9,5 +9,5 @@ from residual_mbrl.planners.objectives import CVaR, Mean, Objective, Worst
 from residual_mbrl.planners.plan import Plan, shift
 from residual_mbrl.status import PlanStatus
 
-__all__ = ["ICEM", "ILQR", "MPPI", "CVaR", "ICEMOptions", "ILQROptions", "Limits", "MPPIOptions", "Mean", "Objective", "Plan", "PlanStatus", "Planner",
-           "Worst", "shift"]
+__all__ = ["ICEM", "ILQR", "MPPI", "CVaR", "ICEMOptions", "ILQROptions", "Limits", "MPPIOptions", "Mean", "Objective", "Plan",
+           "PlanStatus", "Planner", "Worst", "shift"]

@@ -196,7 +196,9 @@ class Planner(ABC):
 
     def _loop(self, problem: Problem, iterate: Iterate) -> tuple[Iterate, bool]:
         longest = 0.0
-        while not iterate.done and iterate.iterations < self.iterations and not (iterate.converged is not None and bool(iterate.converged.all())):
+        while not iterate.done and iterate.iterations < self.iterations:
+            if iterate.converged is not None and bool(iterate.converged.all()):
+                break
             before = perf_counter()
             if before + longest >= problem.until:
                 return iterate, True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Unpack
 
-import torch
 from torch import Tensor
 
 from residual_mbrl.costs import Cost
@@ -81,8 +80,8 @@ class ILQR(Planner):
         actions = iterate.actions if batch else iterate.actions.unsqueeze(0)
         settings = options.tolerance, options.least_regularisation, options.most_regularisation, options.smallest_step
         found = fused_solve(self.dynamics, state, actions, problem.cost, problem.cost.references.to(state), problem.parameters or {},
-                            Box(problem.lower, problem.upper, problem.rate, problem.previous), iterations=self.iterations, settings=settings,
-                            until=problem.until, warm=warm)
+                            Box(problem.lower, problem.upper, problem.rate, problem.previous), iterations=self.iterations,
+                            settings=settings, until=problem.until, warm=warm)
         if isinstance(found, Refusal):
             raise ValueError(f"ILQR: {found.reason}")
         new, states, gains, costs, info = found if batch else type(found)(*(x[0] for x in found))
