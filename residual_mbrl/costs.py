@@ -53,6 +53,12 @@ class Cost(ABC):
     def terminal(self, state: Float[Tensor, "*batch nx"], reference: Tensor) -> Float[Tensor, "*batch"]:
         """Return the cost of the last state, shape [*batch]."""
 
+    def total(self, states: Float[Tensor, "*batch horizon_1 nx"], actions: Float[Tensor, "*batch horizon nu"]) -> Float[Tensor, "*batch"]:
+        """Return the cost of whole trajectories, shape [*batch]."""
+        references = self.references.to(states)
+        running = self.running(states[..., :-1, :], actions, references[..., :-1, :]).sum(-1)
+        return running + self.terminal(states[..., -1, :], references[..., -1, :])
+
     def warp_form(self) -> WarpCost | None:
         """Return the same functions in Warp; None where there is only the torch form."""
         return None
