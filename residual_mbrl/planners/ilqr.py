@@ -77,11 +77,12 @@ class ILQR(Planner):
         common: See ``Planner``.
     """
 
-    holds_constraints = True
+    holds_constraints = minds_deadline = True
 
     def __init__(self, dynamics: ResidualDynamics, cost: Cost, options: ILQROptions | None = None, **common: Unpack[Common]) -> None:
         super().__init__(dynamics, cost, **common)
         self.options = options or ILQROptions()
+        self._pace = 0.0
 
     @property
     def iterations(self) -> int:
@@ -137,7 +138,7 @@ class ILQR(Planner):
         found: Solution | Refusal = Refusal("the torch form is asked for, or an objective over members")
         if self.objective is None and options.backend != "torch":
             found = fused_solve(self.dynamics, state, actions, cost, cost.references.to(state), problem.parameters or {}, box,
-                                iterations=iterations, settings=settings, until=problem.until, warm=warm)
+                                iterations=iterations, settings=settings, until=problem.until, warm=warm, pace=self._pace)
         if isinstance(found, Refusal):
             if options.backend == "fused":
                 raise ValueError(f"ILQR: cannot be fused: {found.reason}")
@@ -147,6 +148,8 @@ class ILQR(Planner):
             found = GeneralSolve(self.dynamics, self.objective, cost, problem.parameters, box, state, settings).run(actions, iterations,
                                                                                                                     problem.until)
         new, states, gains, costs, info = found if batch else type(found)(*(x[0] for x in found))
-        outcome = info[..., 0]
+        outcome, longest = info[..., 0], float(info[..., 6].max())
+        # one iteration that waited for the processor says little of the next: the known pace follows slowly, and is forgotten when idle
+        self._pace = min(longest, 2 * self._pace) * 0.2 + 0.8 * self._pace if self._pace and longest else 0.9 * self._pace + longest
         return Iterate(new, costs, outcome == 0, (info[..., 3] < info[..., 2]) & (outcome != 4), states, gains,
                        iterations=int(info[..., 1].max()), late=outcome == 3)

@@ -111,8 +111,8 @@ class Shooting(Sampling):
     def _gradient(self, problem: Problem, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return costs and the gradient by the values."""
         actions = self._actions(problem, values)
-        state, each = self._members(problem, actions)
-        found = cost_gradient(self.dynamics, state, each, problem.cost, problem.parameters)
+        state, each, parameters = self._members(problem, actions)
+        found = cost_gradient(self.dynamics, state, each, problem.cost, parameters)
         costs, by = found.costs, found.actions
         if self.objective is not None:
             weights = self.objective.weights(costs)
