@@ -253,3 +253,14 @@ def test_inequalities_reach_samples():
     worst = max(float((states[:-1, 1] * plan.actions[:, 0] - 0.2).max()), float(states[-1, 0].abs() - 0.5), 0.0)
     assert abs(float(plan.violation) - worst) < 1e-9
     assert worst < 5e-3
+
+
+def test_state_limits_hold_for_every_member():
+    """Each mass stays below the limit of speed under iLQR."""
+    dynamics, p = cart(), {"mass": torch.tensor([0.7, 1.0, 1.5], dtype=F64)}
+    limits = Limits(action_lower=-3.0, action_upper=3.0, state_lower=[-10.0, -0.5])
+    plan = ILQR(dynamics, cart_cost(dynamics), ILQROptions(iterations=200), steps=STEPS, limits=limits,
+                objective=Mean(members=3)).plan(X0, parameters=p)
+    states = rollout(dynamics, X0.expand(3, 2), plan.actions.expand(3, STEPS, 1), p)
+    assert float(states[..., 1].min()) > -0.5 - 1e-3
+    assert float(plan.violation) <= 1e-3

@@ -17,7 +17,7 @@ from residual_mbrl.planners.base import INFINITY, Common, Iterate, Planner, Prob
 from residual_mbrl.planners.constraints import ConstrainedCost, Constraints
 from residual_mbrl.planners.general_solve import GeneralSolve
 from residual_mbrl.planners.plan import Plan
-from residual_mbrl.rollouts import Backend
+from residual_mbrl.rollouts import Backend, rollout
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,13 @@ class ILQR(Planner):
         cost = ConstrainedCost(problem.own_cost, constraints, multipliers=y, weight=rho[..., 0, 0])
         found = self._solve(problem, cost, iterate, min(left, options.inner_iterations))
         assert found.states is not None and found.converged is not None  # noqa: S101  # of a solve
-        c = constraints.along(found.states, found.actions)
+        states, each, own = found.states, found.actions, problem.own_cost.total(found.states, found.actions)
+        if self.objective is not None:
+            first, each, parameters = self._members(problem, found.actions)
+            states = rollout(self.dynamics, first, each, parameters)
+            own = self.objective.reduce(problem.own_cost.total(states, each))
+        c = constraints.along(states, each)
+        c = c if self.objective is None else c.amax(0)  # members share multipliers, those of whichever violates most
         violation = c.amax((-2, -1)).clamp_min(0)
         y = (c + y).clamp_min(0)
         # all that is left of a multiplier whose constraint stays violated is too small: the weight grows
@@ -121,7 +127,6 @@ class ILQR(Planner):
         factor = torch.where(slow, options.weight_growth, 1.0).to(rho)[..., None, None]
         held = violation <= self.violation_tolerance
         late = found.late if found.late is not None else torch.zeros_like(held)
-        own = problem.own_cost.total(found.states, found.actions)
         own = torch.where(torch.isfinite(found.cost), own, found.cost)
         improved = torch.ones_like(held) if iterate.improved is None else iterate.improved
         return replace(found, cost=own, violation=violation, converged=found.converged & held, improved=improved,
