@@ -10,6 +10,8 @@ import numpy as np
 from mujoco.batch import Batch
 from numpy.typing import NDArray
 
+from residual_mbrl.physics.mujoco_native import NativeBatch
+
 Array = NDArray[np.float64]
 
 _DYN, _GAIN, _BIAS, _TRN = mujoco.mjtDyn, mujoco.mjtGain, mujoco.mjtBias, mujoco.mjtTrn
@@ -94,7 +96,7 @@ class SimpleActuators:
         copies: Worlds in a row that share their model fields.
     """
 
-    def __init__(self, model: mujoco.MjModel, batch: Batch, varying: frozenset[str], copies: int = 1) -> None:
+    def __init__(self, model: mujoco.MjModel, batch: Batch | NativeBatch, varying: frozenset[str], copies: int = 1) -> None:
         self._copies = copies
         flags, disable = int(model.opt.disableflags), mujoco.mjtDisableBit
         self.h, self.na, self.nv = float(model.opt.timestep), int(model.na), int(model.nv)

@@ -50,6 +50,7 @@ from numpy.typing import NDArray
 
 from residual_mbrl.errors import ModelError
 from residual_mbrl.physics.mujoco_adjoint_plan import Plan, make_plan, supported
+from residual_mbrl.physics.mujoco_adjoint_text import FIELDS
 from residual_mbrl.physics.mujoco_adjoint_worlds import AdjointWorlds
 from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_batch
 from residual_mbrl.physics.mujoco_runge_kutta import RungeKuttaWorlds
@@ -59,6 +60,8 @@ __all__ = ["StepAdjoint", "expanded_fields", "supported"]
 
 Array = NDArray[np.float64]
 
+CONTACT_FIELDS = frozenset(FIELDS)
+"""Model fields of contacts by which steps are differentiated too: friction, solref, solimp and margin of geoms and explicit pairs."""
 _LARGE = float(mujoco.mjMAXVAL)
 """Where the engine gives a state up."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
@@ -112,16 +115,14 @@ class StepAdjoint:
         fields, wanted = fields or {}, frozenset(wanted)
         if substeps == 1:
             found = self._differentiate(inputs.state, inputs, cotangent[:, None], wanted, fields)
-            row = {name: x[:, 0] for name, x in found.items()}
-            return Gradients(state=row.get("state"), action=row.get("action"), force=row.get("force"))
+            return self._gradients({name: x[:, 0] for name, x in found.items()})
         states = self._substates(inputs, substeps, fields)
         total: dict[str, Array] = {}
         for k in reversed(range(substeps)):
             found = self._differentiate(states[k], inputs, cotangent[:, None], wanted | {"state"} if k else wanted, fields)
             total = {name: x + total[name] if name in total and name != "state" else x for name, x in found.items()} if total else found
             cotangent = found["state"][:, 0] if k else cotangent
-        rows = {name: total[name][:, 0] for name in wanted}
-        return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"))
+        return self._gradients({name: total[name][:, 0] for name in wanted})
 
     def jacobian(self, inputs: Inputs, wanted: Collection[str], *, substeps: int = 1,
                  fields: Mapping[str, Array] | None = None) -> dict[str, Array]:
@@ -136,6 +137,10 @@ class StepAdjoint:
                 continue
             total = {name: found["state"] @ total[name] + (0 if name == "state" else x) for name, x in found.items()}
         return {name: total[name] for name in wanted}
+
+    def _gradients(self, rows: Mapping[str, Array]) -> Gradients:
+        values = {name: x.reshape(-1, *getattr(self.model, name).shape) for name, x in rows.items() if name in CONTACT_FIELDS}
+        return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"), values=values)
 
     def _substates(self, inputs: Inputs, substeps: int, fields: Mapping[str, Array]) -> list[Array]:
         """Return the states that the substeps start from."""

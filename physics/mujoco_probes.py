@@ -10,6 +10,8 @@ import numpy as np
 from mujoco.batch import Batch
 from numpy.typing import NDArray
 
+from residual_mbrl.physics.mujoco_native import NativeBatch
+
 Array = NDArray[np.float64]
 
 _FEW = 32
@@ -42,10 +44,15 @@ def make_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int
     return Batch(model, worlds, nthread=1 if (at_once or worlds) <= _FEW else threads, persistent=persistent)
 
 
+def make_native_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int | None = None, persistent: bool = False) -> NativeBatch:
+    """Return the same with compiled functions; arguments as in ``make_batch``."""
+    return NativeBatch(model, worlds, 1 if (at_once or worlds) <= _FEW else threads, persistent=persistent)
+
+
 class FieldWriter:
     """Writes model fields of a batch in which each world of the caller's stands ``copies`` times in a row."""
 
-    def __init__(self, batch: Batch, copies: int = 1) -> None:
+    def __init__(self, batch: Batch | NativeBatch, copies: int = 1) -> None:
         self._batch, self._copies = batch, copies
         self._written: dict[str, Array] = {}
 
@@ -62,7 +69,7 @@ class FieldWriter:
 class InputWriter:
     """Writes what the worlds of a batch start from, in which each of the caller's stands ``copies`` times in a row."""
 
-    def __init__(self, batch: Batch, copies: int = 1) -> None:
+    def __init__(self, batch: Batch | NativeBatch, copies: int = 1) -> None:
         self._copies = copies
         self._state = [view for view in (batch.bind(n) for n in ("qpos", "qvel", "act")) if view.size]
         self._action, self._force = batch.bind("ctrl"), batch.bind("qfrc_applied")
