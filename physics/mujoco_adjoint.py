@@ -29,6 +29,7 @@ quadruped on the floor, a humanoid of 23 dof):
 
  - Force: exact.
  - Action and activation: exact for linear filters and affine gains (``mujoco_actuation``); by differences with a held for others.
+ - Friction, solref, solimp and margin of contacts: exact (``mujoco_adjoint_text``).
  - Velocity: exact from the engine's own derivative of the smooth forces and the damping of the constraint rows, where nothing in
    the integrator's inertia depends on velocity; by differences with a held elsewhere.
  - Position: differences with a held, of all worlds at once in a native call. Kinematics and collision have no other derivative here,
@@ -42,6 +43,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 import mujoco
 import numpy as np
@@ -49,19 +51,19 @@ from mujoco.batch import MODEL_FIELDS, Batch
 from numpy.typing import NDArray
 
 from residual_mbrl.errors import ModelError
-from residual_mbrl.physics.mujoco_adjoint_plan import Plan, make_plan, supported
-from residual_mbrl.physics.mujoco_adjoint_text import FIELDS
+from residual_mbrl.physics.mujoco_adjoint_plan import CONTACT_FIELDS, Plan, contact_fields, make_plan, supported
 from residual_mbrl.physics.mujoco_adjoint_worlds import AdjointWorlds
 from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_batch
+from residual_mbrl.physics.mujoco_pulled_worlds import PulledWorlds, is_pulled
 from residual_mbrl.physics.mujoco_runge_kutta import RungeKuttaWorlds
 from residual_mbrl.physics.numeric_step import Gradients, Inputs
 
-__all__ = ["StepAdjoint", "expanded_fields", "supported"]
+_Made = TypeVar("_Made", AdjointWorlds, RungeKuttaWorlds, PulledWorlds)
+
+__all__ = ["StepAdjoint", "contact_fields", "expanded_fields", "supported"]
 
 Array = NDArray[np.float64]
 
-CONTACT_FIELDS = frozenset(FIELDS)
-"""Model fields of contacts by which steps are differentiated too: friction, solref, solimp and margin of geoms and explicit pairs."""
 _LARGE = float(mujoco.mjMAXVAL)
 """Where the engine gives a state up."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
@@ -95,7 +97,7 @@ class StepAdjoint:
         _require(supported(model))
         self.model, self._threads = copy.copy(model), threads
         self._plans: dict[tuple[frozenset[str], frozenset[str]], Plan] = {}
-        self._worlds: dict[tuple[int, frozenset[str], frozenset[str]], AdjointWorlds | RungeKuttaWorlds] = {}
+        self._worlds: dict[tuple[int, type, frozenset[str], frozenset[str]], AdjointWorlds | RungeKuttaWorlds | PulledWorlds] = {}
         self._rolled: dict[int, tuple[Batch, InputWriter, FieldWriter]] = {}
 
     def pull_back(self, inputs: Inputs, cotangent: Array, wanted: Collection[str], *, substeps: int = 1,
@@ -105,7 +107,8 @@ class StepAdjoint:
         Args:
             inputs: State [N, nx], action [N, nu] and force [N, nv]; values are not looked at.
             cotangent: Of the next state, on the tangent space, shape [N, 2 nv + na].
-            wanted: Any of "state", "action", "force".
+            wanted: Any of "state", "action", "force"; "velocity", which is that part of the state alone, at a fraction of the cost;
+                and ``contact_fields``. The last two come as values.
             substeps: Steps of the engine with the same action and force.
             fields: Model fields by world, derived ones included (``expanded_fields``), shape [N, ...].
 
@@ -140,6 +143,8 @@ class StepAdjoint:
 
     def _gradients(self, rows: Mapping[str, Array]) -> Gradients:
         values = {name: x.reshape(-1, *getattr(self.model, name).shape) for name, x in rows.items() if name in CONTACT_FIELDS}
+        if "velocity" in rows:
+            values["velocity"] = rows["velocity"]
         return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"), values=values)
 
     def _substates(self, inputs: Inputs, substeps: int, fields: Mapping[str, Array]) -> list[Array]:
@@ -180,14 +185,16 @@ class StepAdjoint:
             _require(supported(self.model, fields))
             self._plans[kind] = make_plan(self.model, *kind)
         plan = self._plans[kind]
+        pulled = cotangent is not None and cotangent.shape[1] == 1 and is_pulled(plan, wanted)
+        if "velocity" in wanted and not pulled:
+            found = self._chunked(state, action, force, cotangent, wanted - {"velocity"} | {"state"}, fields)
+            nv = int(self.model.nv)
+            return {name: x for name, x in found.items() if name in wanted} | {"velocity": found["state"][:, :, nv : 2 * nv]}
+        if pulled and cotangent is not None:
+            return self._kept(count, kind, plan, PulledWorlds).differentiate(state, action, force, cotangent, wanted, fields)
         most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
         at_once = -(-count // -(-count // most))  # chunks of one size
-        if (at_once, *kind) not in self._worlds:
-            if len(self._worlds) > 4:  # batch sizes that come and go must not fill the memory
-                self._worlds.clear()
-            kinds = RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds
-            self._worlds[at_once, *kind] = kinds(self.model, at_once, plan, varying=kind[1], threads=self._threads)
-        worlds = self._worlds[at_once, *kind]
+        worlds = self._kept(at_once, kind, plan, RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds)
         if at_once == count:
             return worlds.differentiate(state, action, force, cotangent, wanted, fields)
         parts = []
@@ -198,6 +205,18 @@ class StepAdjoint:
                                          None if cotangent is None else cotangent[s], wanted, {n: x[s] for n, x in fields.items()})
             parts.append({name: x[start - first :] for name, x in found.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+    def _kept(self, count: int, kind: tuple[frozenset[str], frozenset[str]], plan: Plan, made: type[_Made]) -> _Made:
+        """Return worlds of a kind, those of an earlier call where there are any."""
+        key = (count, made, *kind)
+        if key not in self._worlds:
+            if len(self._worlds) > 4:  # batch sizes that come and go must not fill the memory
+                self._worlds.clear()
+            self._worlds[key] = made(self.model, count, plan, varying=kind[1], threads=self._threads)
+        found = self._worlds[key]
+        assert isinstance(found, made)  # noqa: S101  # what the key says
+        return found
 
 
 def _require(reason: str | None) -> None:

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residual_mbrl.physics.mujoco_actuation import has_plain_memory, is_simple, pushes_alike
+from residual_mbrl.physics.mujoco_adjoint_text import FIELDS
 
+CONTACT_FIELDS = frozenset(FIELDS)
+"""Model fields of contacts by which steps may be differentiated: friction, solref, solimp and margin of geoms and explicit pairs."""
 _INTEGRATOR, _ENABLE, _DISABLE = mujoco.mjtIntegrator, mujoco.mjtEnableBit, mujoco.mjtDisableBit
 _EULER, _FAST, _IMPLICIT, _RK4 = (int(i) for i in (_INTEGRATOR.mjINT_EULER, _INTEGRATOR.mjINT_IMPLICITFAST, _INTEGRATOR.mjINT_IMPLICIT,
                                                    _INTEGRATOR.mjINT_RK4))
@@ -43,6 +46,12 @@ def supported(model: mujoco.MjModel, fields: Collection[str] = ()) -> str | None
         f"options that vary between worlds: {varying}": varying,
     }
     return next((reason for reason, stands in reasons.items() if stands), None)
+
+
+def contact_fields(model: mujoco.MjModel) -> frozenset[str]:
+    """Return the model fields of contacts by which the steps of a model that is ``supported`` have exact gradients."""
+    flags = int(model.opt.enableflags)
+    return frozenset() if flags & (int(_ENABLE.mjENBL_OVERRIDE) | int(_ENABLE.mjENBL_DIAGEXACT)) else CONTACT_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,13 +27,16 @@ from __future__ import annotations
 from residual_mbrl.physics.mujoco_native import Arguments
 
 ENGINE = ("mj_forwardSkip", "mj_implicit", "mj_fwdKinematics", "mj_makeM", "mj_collision", "mj_makeConstraint", "mj_transmission",
-          "mj_fwdVelocity", "mj_fwdActuation", "mj_integratePos", "mj_markStack", "mj_freeStack", "mj_stackAllocNum")
+          "mj_fwdVelocity", "mj_fwdActuation", "mj_integratePos")
 """Functions of the engine that are called."""
 FIELDS = {"geom_friction": 3, "geom_solref": 2, "geom_solimp": 5, "geom_margin": 1,
           "pair_friction": 5, "pair_solref": 2, "pair_solimp": 5, "pair_margin": 1}
 """Model fields of contacts that are differentiated, and their numbers an element."""
-ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "acceleration", "position", "velocity", "damped", "passive", "position_wanted",
-             "velocity_wanted", "real_move", *FIELDS)
+LOOKED_AT = ("actuator_length", "actuator_velocity", "actuator_force", "qfrc_actuator", "actuator_moment", "moment_colind", "moment_rowadr",
+             "moment_rownnz")
+"""Data of a solved world that can be asked for."""
+ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "acceleration", "position", "velocity", "damped", "passive", "real_move",
+             "real_contact_move", *FIELDS, *LOOKED_AT)
 """Entries of the functions' argument: addresses of arrays [worlds, ...], and options."""
 
 _ROWS = """
@@ -157,7 +160,8 @@ struct Contacts {
       else by_B -= z[j] * d->efc_vel[j];
       by_d -= z[j] * row[0] * r;
       by_margin += z[j] * row[0] * d_;
-      if (kind == mjCNSTR_CONTACT_PYRAMIDAL || j == i) pull += z[j] * d->efc_R[j] * c->adhesion / (kind == mjCNSTR_CONTACT_PYRAMIDAL ? n : 1);
+      bool edge = kind == mjCNSTR_CONTACT_PYRAMIDAL;
+      if (edge || j == i) pull += z[j] * d->efc_R[j] * c->adhesion / (edge ? n : 1);
     }
     by_d += (power - pull) / (d_ * (1 - d_));
     own[12] = by_margin - by_d * k[3];
@@ -294,10 +298,10 @@ struct Contacts {
 """
 
 _FUNCTIONS = """
+#define TAKE(n) ((double*)__builtin_alloca(sizeof(double) * (n)))  // the engine's own stack may be no larger than the model needs
 struct Functions {
   typedef void (*Model)(const mjModel*, mjData*);
 
-  static double* take(const Arguments* a, mjData* d, long long n) { return ((double* (*)(mjData*, size_t))a->mj_stackAllocNum)(d, n); }
   static void run(long long function, const mjModel* m, mjData* d) { ((Model)function)(m, d); }
   static double* at(long long array, long long size, int world) { return array ? (double*)array + size * world : 0; }
 
@@ -306,12 +310,214 @@ struct Functions {
     *geoms = {at(a->geom_friction, 3 * n, row), at(a->geom_solref, 2 * n, row), at(a->geom_solimp, 5 * n, row), at(a->geom_margin, n, row)};
     *pairs = {at(a->pair_friction, 5 * p, row), at(a->pair_solref, 2 * p, row), at(a->pair_solimp, 5 * p, row), at(a->pair_margin, p, row)};
   }
+  // lower triangle of positive definite A to its Cholesky factor; A x = b in place
+  static void factor(double* A, int n) {
+    for (int j = 0; j < n; ++j) {
+      double* row = A + j * n;
+      for (int k = 0; k < j; ++k) row[k] = (row[k] - Rows::dot(row, A + k * n, k)) / A[k * n + k];
+      row[j] = __builtin_sqrt(row[j] - Rows::dot(row, row, j));
+    }
+  }
+  static void solve(const double* L, double* x, int n) {
+    for (int i = 0; i < n; ++i) x[i] = (x[i] - Rows::dot(L + i * n, x, i)) / L[i * n + i];
+    for (int i = n - 1; i >= 0; --i) {
+      x[i] /= L[i * n + i];
+      for (int k = 0; k < i; ++k) x[k] -= L[i * n + k] * x[i];
+    }
+  }
+  static void inertia_times(const mjModel* m, const mjData* d, const double* x, double* out) {
+    for (int i = 0; i < m->nv; ++i) out[i] = 0;
+    for (int i = 0; i < m->nv; ++i)
+      for (int e = m->M_rowadr[i]; e < m->M_rowadr[i] + m->M_rownnz[i]; ++e) {
+        int j = m->M_colind[e];
+        out[i] += d->M[e] * x[j];
+        if (j != i) out[j] += d->M[e] * x[i];
+      }
+  }
+  static void dense(const mjModel* m, const mjData* d, double* A) {
+    int nv = m->nv;
+    for (int i = 0; i < nv * nv; ++i) A[i] = 0;
+    for (int i = 0; i < nv; ++i)
+      for (int e = m->M_rowadr[i]; e < m->M_rowadr[i] + m->M_rownnz[i]; ++e) A[i * nv + m->M_colind[e]] = d->M[e];
+  }
+  // transposed exponential of a rotation vector, and the exponential's right Jacobian: rows times them, added
+  static void turn(const double* angle, const double* x, double* by_turn, double* by_spread) {
+    double n2 = Rows::dot(angle, angle, 3), n = __builtin_sqrt(n2), s = 1 - n2 / 6, c = 0.5 - n2 / 24, t = 1.0 / 6 - n2 / 120;
+    if (n > 0.03) { s = ::sin(n) / n; c = (1 - ::cos(n)) / n2; t = (1 - s) / n2; }
+    else { s += n2 * n2 / 120; c += n2 * n2 / 720; t += n2 * n2 / 5040; }
+    double k[3], kk[3];  // x K and x K K, K the matrix of angle x
+    k[0] = x[1] * angle[2] - x[2] * angle[1];
+    k[1] = x[2] * angle[0] - x[0] * angle[2];
+    k[2] = x[0] * angle[1] - x[1] * angle[0];
+    kk[0] = k[1] * angle[2] - k[2] * angle[1];
+    kk[1] = k[2] * angle[0] - k[0] * angle[2];
+    kk[2] = k[0] * angle[1] - k[1] * angle[0];
+    for (int i = 0; i < 3; ++i) {
+      by_turn[i] = x[i] - s * k[i] + c * kk[i];
+      by_spread[i] = x[i] - c * k[i] + t * kk[i];
+    }
+  }
+  struct Held {  // where a world was solved, and how its rows acted there
+    const double *mu, *acceleration, *w, *rest;
+    int nefc, ncon;
+    int *type, *id, *geoms;
+    double* places;
+    unsigned char* zone;
+  };
+  static bool alike(const mjData* d, const Held& h) {
+    if (d->nefc != h.nefc || d->ncon != h.ncon) return false;
+    for (int i = 0; i < h.nefc; ++i) if (d->efc_type[i] != h.type[i] || d->efc_id[i] != h.id[i]) return false;
+    for (int i = 0; i < h.ncon; ++i) {
+      const mjContact* c = d->contact + i;
+      double far = 0;
+      for (int k = 0; k < 3; ++k) far += (c->pos[k] - h.places[3 * i + k]) * (c->pos[k] - h.places[3 * i + k]);
+      if (c->geom[0] != h.geoms[2 * i] || c->geom[1] != h.geoms[2 * i + 1] || far > 1e-12) return false;
+    }
+    return true;
+  }
+  // mu . r + (w - mu) . M a - w . M change, the acceleration and the zones of rows held
+  static double value(const Arguments* a, const mjModel* m, mjData* d, const Held& h) {
+    int nv = m->nv;
+    double s = 0;
+    for (int i = 0; i < nv; ++i) s += h.mu[i] * (d->qfrc_passive[i] - d->qfrc_bias[i] + (a->passive ? 0 : d->qfrc_actuator[i]));
+    for (int i = 0; i < nv; ++i)
+      for (int e = m->M_rowadr[i]; e < m->M_rowadr[i] + m->M_rownnz[i]; ++e) {
+        int j = m->M_colind[e];
+        double x = h.w[i] * h.rest[j] - h.mu[i] * h.acceleration[j];
+        if (i != j) x += h.w[j] * h.rest[i] - h.mu[j] * h.acceleration[i];
+        s += d->M[e] * x;
+      }
+    if (!d->nefc) return s;
+    int n = d->nefc;
+    double *jar = TAKE(3 * n + n / 8 + 1), *f = jar + n, *y = f + n;
+    unsigned char* zone = (unsigned char*)(y + n);
+    Rows::times(m, d, h.acceleration, jar);
+    for (int i = 0; i < n; ++i) jar[i] -= d->efc_aref[i];
+    bool same = alike(d, h);
+    if (!same) Rows::classify(d, jar, zone);
+    Rows::forces(d, jar, same ? h.zone : zone, f);
+    Rows::times(m, d, h.mu, y);
+    s += Rows::dot(y, f, n);
+    return s;
+  }
+  // kinematics, forces and rows of constraints at a state, without a solve
+  static void place(const Arguments* a, const mjModel* m, mjData* d, bool constrained, bool actuated) {
+    run(a->mj_fwdKinematics, m, d);
+    run(a->mj_makeM, m, d);
+    if (constrained) { run(a->mj_collision, m, d); run(a->mj_makeConstraint, m, d); }
+    if (actuated) run(a->mj_transmission, m, d);
+    run(a->mj_fwdVelocity, m, d);
+    if (actuated) run(a->mj_fwdActuation, m, d);
+  }
+  static void copy(long long array, const void* from, long long bytes, int world) {
+    if (array) __builtin_memcpy((char*)array + bytes * world, from, bytes);
+  }
+  static void show(const Arguments* a, const mjModel* m, const mjData* d, int world) {
+    copy(a->actuator_length, d->actuator_length, 8 * m->nu, world);
+    copy(a->actuator_velocity, d->actuator_velocity, 8 * m->nu, world);
+    copy(a->actuator_force, d->actuator_force, 8 * m->nu, world);
+    copy(a->qfrc_actuator, d->qfrc_actuator, 8 * m->nv, world);
+    copy(a->actuator_moment, d->actuator_moment, 8 * m->nJmom, world);
+    copy(a->moment_colind, d->moment_colind, 4 * m->nJmom, world);
+    copy(a->moment_rowadr, d->moment_rowadr, 4 * m->nu, world);
+    copy(a->moment_rownnz, d->moment_rownnz, 4 * m->nu, world);
+  }
+  // solves a world and pulls one cotangent of the step by Euler's method back
+  static void pull(const mjModel* m, mjData* d, int world, void* arguments) {
+    const Arguments* a = (const Arguments*)arguments;
+    int nv = m->nv, nq = m->nq, na = m->na;
+    double h = m->opt.timestep;
+    ((void (*)(const mjModel*, mjData*, int, int))a->mj_forwardSkip)(m, d, mjSTAGE_NONE, 1);
+    show(a, m, d, world);
+    int n = d->nefc;
+    double *H = TAKE(nv * nv), *damped = a->damped ? TAKE(nv * nv) : 0;
+    double *acceleration = TAKE(7 * nv + nq + na), *rest = acceleration + nv, *w = rest + nv, *onto = w + nv;
+    double *by_turn = onto + nv, *qvel = by_turn + nv, *unit = qvel + nv, *qpos = unit + nv, *act = qpos + nq;
+    double *ja = TAKE(5 * n + 1), *jar = ja + n, *f = jar + n, *y = f + n, *z = y + n;
+    unsigned char* zone = (unsigned char*)TAKE(n / 8 + 1);
+    double* mu = at(a->mu, nv, world);
+    const double* cotangent = at(a->cotangent, 2 * nv + na, world);
+    for (int i = 0; i < nv; ++i) { acceleration[i] = d->qacc[i]; qvel[i] = d->qvel[i]; unit[i] = 0; }
+    for (int i = 0; i < nq; ++i) qpos[i] = d->qpos[i];
+    for (int i = 0; i < na; ++i) act[i] = d->act[i];
+    // rest: what of the acceleration the integrator's own inertia takes away; w = h M^-T of it
+    dense(m, d, H);
+    if (damped) {
+      for (int i = 0; i < nv * nv; ++i) damped[i] = H[i];
+      for (int i = 0; i < nv; ++i) damped[i * nv + i] += h * m->dof_damping[i];
+      factor(damped, nv);
+      inertia_times(m, d, acceleration, rest);
+      solve(damped, rest, nv);
+      for (int i = 0; i < nv; ++i) rest[i] = acceleration[i] - rest[i];
+    } else for (int i = 0; i < nv; ++i) rest[i] = 0;
+    for (int i = 0; i < nv; ++i) { by_turn[i] = cotangent[i]; onto[i] = cotangent[i]; }
+    for (int j = 0; j < m->njnt; ++j) {
+      if (m->jnt_type[j] != mjJNT_FREE && m->jnt_type[j] != mjJNT_BALL) continue;
+      int v = m->jnt_dofadr[j] + (m->jnt_type[j] == mjJNT_FREE ? 3 : 0);
+      double angle[3];
+      for (int k = 0; k < 3; ++k) angle[k] = h * (qvel[v + k] + h * (acceleration[v + k] - rest[v + k]));
+      turn(angle, cotangent + v, by_turn + v, onto + v);
+    }
+    for (int i = 0; i < nv; ++i) { onto[i] = cotangent[nv + i] + h * onto[i]; w[i] = h * onto[i]; }
+    if (damped) { solve(damped, w, nv); inertia_times(m, d, w, mu); }
+    else for (int i = 0; i < nv; ++i) { mu[i] = w[i]; w[i] = 0; }
+    if (n) {
+      Rows::times(m, d, acceleration, ja);
+      for (int i = 0; i < n; ++i) jar[i] = ja[i] - d->efc_aref[i];
+      Rows::classify(d, jar, zone);
+      Rows::curve(m, d, jar, zone, H);
+    }
+    factor(H, nv);
+    solve(H, mu, nv);
+    if (n) {
+      Rows::forces(d, jar, zone, f);
+      Rows::times(m, d, mu, y);
+      Rows::slope(d, jar, zone, y, z);
+      Contacts::Out geoms, pairs;
+      outputs(a, m, world, &geoms, &pairs);
+      if (geoms.friction || geoms.solref || geoms.solimp || geoms.margin || pairs.friction || pairs.solref || pairs.solimp || pairs.margin)
+        Contacts::add(m, d, y, z, f, jar, ja, zone, geoms, pairs);
+    }
+    if (double* velocity = at(a->velocity, nv, world)) {
+      for (int i = 0; i < nv; ++i) velocity[i] = onto[i];
+      for (int r = 0; r < n; ++r) {
+        double s = z[r] * d->efc_KBIP[4 * r + 1];
+        if (s != 0) for (int i = 0; i < nv; ++i) velocity[i] -= s * d->efc_J[r * nv + i];
+      }
+      run(a->mj_implicit, m, d);  // leaves the derivative of smooth forces behind
+      for (int i = 0; i < nv; ++i)
+        for (int e = m->D_rowadr[i]; e < m->D_rowadr[i] + m->D_rownnz[i]; ++e) velocity[m->D_colind[e]] += mu[i] * d->qDeriv[e];
+    }
+    if (double* position = at(a->position, nv, world)) {
+      Held held = {mu, acceleration, w, rest, n, d->ncon};
+      held.type = (int*)TAKE(n + d->ncon + 1);
+      held.id = held.type + n;
+      held.geoms = held.id + n;
+      held.places = TAKE(3 * d->ncon + 1);
+      held.zone = zone;
+      for (int i = 0; i < n; ++i) { held.type[i] = d->efc_type[i]; held.id[i] = d->efc_id[i]; }
+      for (int i = 0; i < d->ncon; ++i) {
+        for (int k = 0; k < 2; ++k) held.geoms[2 * i + k] = d->contact[i].geom[k];
+        for (int k = 0; k < 3; ++k) held.places[3 * i + k] = d->contact[i].pos[k];
+      }
+      for (int i = 0; i < nv; ++i) d->qvel[i] = qvel[i];
+      for (int i = 0; i < na; ++i) d->act[i] = act[i];
+      double base = value(a, m, d, held), move = n ? a->real_contact_move : a->real_move;
+      for (int k = 0; k < nv; ++k) {
+        for (int i = 0; i < nq; ++i) d->qpos[i] = qpos[i];
+        unit[k] = 1;
+        ((void (*)(const mjModel*, double*, const double*, double))a->mj_integratePos)(m, d->qpos, unit, move);
+        unit[k] = 0;
+        place(a, m, d, n > 0, !a->passive);
+        position[k] = (value(a, m, d, held) - base) / move + by_turn[k];
+      }
+    }
+  }
   // contact slopes of rows mu [rows, nv] of a world that has been solved
   static void contacts(const mjModel* m, mjData* d, int world, void* arguments) {
     const Arguments* a = (const Arguments*)arguments;
     if (!d->nefc) return;
-    run(a->mj_markStack, m, d);
-    double* memory = take(a, d, 5 * d->nefc + d->nefc / 8 + 1);
+    double* memory = TAKE(5 * d->nefc + d->nefc / 8 + 1);
     double *ja = memory, *jar = ja + d->nefc, *f = jar + d->nefc, *y = f + d->nefc, *z = y + d->nefc;
     unsigned char* zone = (unsigned char*)(z + d->nefc);
     Rows::times(m, d, at(a->acceleration, m->nv, world), ja);
@@ -326,10 +532,9 @@ struct Functions {
       outputs(a, m, row, &geoms, &pairs);
       Contacts::add(m, d, y, z, f, jar, ja, zone, geoms, pairs);
     }
-    ((void (*)(mjData*))a->mj_freeStack)(d);
   }
 };
 """
 
 TEXT = Arguments.text(ARGUMENTS) + _ROWS + _CONTACTS + _FUNCTIONS
-NAMES = ("contacts",)
+NAMES = ("contacts", "pull")

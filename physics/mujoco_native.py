@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _HEADERS = ("mjtype.h", "mjmodel.h", "mjdata.h")
-_OPTIONS = {"enable_backward": False, "module": "unique", "module_options": {"cpu_compiler_flags": "-march=native -ffp-contract=fast"}}
+_OPTIONS: dict[str, Any] = {"enable_backward": False, "module": "unique", "module_options": {"cpu_compiler_flags": "-march=native -ffp-contract=fast"}}
 _STATE = {"time": mujoco.mjtState.mjSTATE_TIME, "qpos": mujoco.mjtState.mjSTATE_QPOS, "qvel": mujoco.mjtState.mjSTATE_QVEL,
           "act": mujoco.mjtState.mjSTATE_ACT, "ctrl": mujoco.mjtState.mjSTATE_CTRL,
           "qacc_warmstart": mujoco.mjtState.mjSTATE_WARMSTART, "qfrc_applied": mujoco.mjtState.mjSTATE_QFRC_APPLIED}
@@ -67,10 +67,10 @@ def compile_functions(text: str, names: tuple[str, ...]) -> dict[str, int]:
     listed = "\n".join(f"table[{i}] = (long long)&Functions::{name};" for i, name in enumerate(names))
 
     @wp.func_native(_text(text, f"long long* table = (long long*)place;\n{listed}"))
-    def tell(place: wp.uint64): ...
+    def tell(place: wp.uint64) -> None: ...
 
     @wp.kernel(**_OPTIONS)
-    def native_functions(place: wp.uint64):
+    def native_functions(place: wp.uint64) -> None:
         tell(place)
 
     table = (ctypes.c_longlong * len(names))()

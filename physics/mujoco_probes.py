@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 _FEW = 32
 """Worlds that are stepped in less time than it takes to wake a thread."""
 
+_TOLERANCE = 1e-16
+"""Of the solve at which derivatives are taken: on the way there Newton's last iterations cost next to nothing."""
 _OWN = frozenset({f"opt.{n}" for n in ("solver", "iterations", "tolerance", "ls_iterations", "ls_tolerance", "jacobian", "integrator",
                                        "disableflags", "enableflags")})
 """Options that derivatives choose themselves."""
@@ -39,12 +41,22 @@ def engine_model(model: mujoco.MjModel, integrator: mujoco.mjtIntegrator | None 
     return changed
 
 
+def solving_model(model: mujoco.MjModel) -> mujoco.MjModel:
+    """Return a copy that solves to rounding and integrates so as to leave the derivative of smooth forces behind."""
+    solved = engine_model(model, mujoco.mjtIntegrator.mjINT_IMPLICIT)
+    option = solved.opt
+    option.solver, option.iterations = mujoco.mjtSolver.mjSOL_NEWTON, max(100, option.iterations)
+    option.tolerance, option.ls_iterations = min(_TOLERANCE, option.tolerance), max(50, option.ls_iterations)
+    return solved
+
+
 def make_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int | None = None, persistent: bool = False) -> Batch:
     """Return a batch, with one thread where more would not pay for the worlds that are stepped at once; 0 takes every core."""
     return Batch(model, worlds, nthread=1 if (at_once or worlds) <= _FEW else threads, persistent=persistent)
 
 
-def make_native_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int | None = None, persistent: bool = False) -> NativeBatch:
+def make_native_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int | None = None,
+                      persistent: bool = False) -> NativeBatch:
     """Return the same with compiled functions; arguments as in ``make_batch``."""
     return NativeBatch(model, worlds, 1 if (at_once or worlds) <= _FEW else threads, persistent=persistent)
 

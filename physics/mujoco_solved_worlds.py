@@ -18,12 +18,10 @@ from residual_mbrl.physics.mujoco_adjoint_text import ARGUMENTS, ENGINE, FIELDS,
 from residual_mbrl.physics.mujoco_contact_hessian import constraint_slopes, read_rows
 from residual_mbrl.physics.mujoco_moved_worlds import Moved
 from residual_mbrl.physics.mujoco_native import Arguments, compile_functions, engine_function
-from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_native_batch
+from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, make_native_batch, solving_model
 
 Array = NDArray[np.float64]
 
-_TOLERANCE = 1e-16
-"""Of the solve at which derivatives are taken: on the way there Newton's last iterations cost next to nothing."""
 _ALL = slice(None)
 _SMALL = 8
 """Degrees of freedom up to which a product with a matrix of zeros and ones is quicker than indices."""
@@ -61,10 +59,7 @@ class SolvedWorlds:
     def __init__(self, model: mujoco.MjModel, worlds: int, plan: Plan, *, varying: frozenset[str], threads: int) -> None:
         self.model, self._plan, self._threads, self._worlds = model, plan, threads, worlds * plan.stages
         self._nq, self._nv, self._na = int(model.nq), int(model.nv), int(model.na)
-        solved = engine_model(model, mujoco.mjtIntegrator.mjINT_IMPLICIT)  # the integrator that leaves the smooth forces' derivative behind
-        option = solved.opt
-        option.solver, option.iterations = mujoco.mjtSolver.mjSOL_NEWTON, max(100, option.iterations)
-        option.tolerance, option.ls_iterations = min(_TOLERANCE, option.tolerance), max(50, option.ls_iterations)
+        solved = solving_model(model)
         self._batch = make_native_batch(solved, self._worlds, threads, at_once=worlds, persistent=True)
         self._writer, self._inputs = FieldWriter(self._batch, plan.stages), InputWriter(self._batch, plan.stages)
         names = ("M", "qacc", "qDeriv", "nefc", "act_dot", "qfrc_smooth", "qfrc_passive", "qfrc_bias")
@@ -73,7 +68,8 @@ class SolvedWorlds:
         self._data = mujoco.MjData(solved)
         self._actuators = SimpleActuators(model, self._batch, varying, plan.stages) if model.nu and plan.exact_action else None
         self._moved: dict[bool, Moved] = {}
-        self._ids = [np.arange(stage, self._worlds, plan.stages, dtype=np.int32) for stage in range(plan.stages)] if plan.stages > 1 else [None]
+        every = [np.arange(stage, self._worlds, plan.stages, dtype=np.int32) for stage in range(plan.stages)]
+        self._ids = every if plan.stages > 1 else [None]
         self._row, self._column = np.repeat(np.arange(self._nv), model.M_rownnz), model.M_colind.astype(int)
         self._entry, self._mirror = self._row * self._nv + self._column, self._column * self._nv + self._row
         self._twice = np.where(self._row == self._column, 0.0, 1.0)
