@@ -27,15 +27,15 @@ from __future__ import annotations
 from residual_mbrl.physics.mujoco_native import Arguments
 
 ENGINE = ("mj_forwardSkip", "mj_implicit", "mj_fwdKinematics", "mj_makeM", "mj_collision", "mj_makeConstraint", "mj_transmission",
-          "mj_fwdVelocity", "mj_fwdActuation", "mj_integratePos")
-"""Functions of the engine that are called."""
+          "mj_fwdVelocity", "mj_fwdActuation", "mj_integratePos", "mjd_smooth_vel")
+"""Functions of the engine that are called; the last one stands in no header, and ``mj_implicit`` where it is not there."""
 FIELDS = {"geom_friction": 3, "geom_solref": 2, "geom_solimp": 5, "geom_margin": 1,
           "pair_friction": 5, "pair_solref": 2, "pair_solimp": 5, "pair_margin": 1}
 """Model fields of contacts that are differentiated, and their numbers an element."""
 LOOKED_AT = ("actuator_length", "actuator_velocity", "actuator_force", "qfrc_actuator", "actuator_moment", "moment_colind", "moment_rowadr",
              "moment_rownnz")
 """Data of a solved world that can be asked for."""
-ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "acceleration", "position", "velocity", "damped", "passive", "real_move",
+ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "acceleration", "position", "velocity", "damped", "driven", "passive", "real_move",
              "real_contact_move", *FIELDS, *LOOKED_AT)
 """Entries of the functions' argument: addresses of arrays [worlds, ...], and options."""
 
@@ -44,9 +44,13 @@ struct Rows {
   // zones of a row's force: none, -D jar, its friction loss to either side, first row of a cone that slides, further rows of a cone
   enum { NONE, LINEAR, LOSS, LOSS_BACK, CONE, TAKEN };
 
+  typedef double Four __attribute__((ext_vector_type(4), aligned(8)));
   static double dot(const double* a, const double* b, int n) {
-    double s = 0;
-    for (int i = 0; i < n; ++i) s += a[i] * b[i];
+    Four sums = 0;
+    int i = 0;
+    for (; i + 4 <= n; i += 4) sums += *(const Four*)(a + i) * *(const Four*)(b + i);
+    double s = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (; i < n; ++i) s += a[i] * b[i];
     return s;
   }
   static void times(const mjModel* m, const mjData* d, const double* x, double* out) {
@@ -445,6 +449,12 @@ struct Functions {
     if (damped) {
       for (int i = 0; i < nv * nv; ++i) damped[i] = H[i];
       for (int i = 0; i < nv; ++i) damped[i * nv + i] += h * m->dof_damping[i];
+      for (int i = 0; i < m->nu && a->driven; ++i) {
+        double force = d->actuator_force[i], gear = m->actuator_gear[6 * i];
+        const double* range = m->actuator_forcerange + 2 * i;
+        if (m->actuator_biastype[i] != mjBIAS_AFFINE || (m->actuator_forcelimited[i] && (force <= range[0] || force >= range[1]))) continue;
+        damped[m->jnt_dofadr[m->actuator_trnid[2 * i]] * (nv + 1)] -= h * gear * gear * m->actuator_biasprm[mjNBIAS * i + 2];
+      }
       factor(damped, nv);
       inertia_times(m, d, acceleration, rest);
       solve(damped, rest, nv);
@@ -484,7 +494,8 @@ struct Functions {
         double s = z[r] * d->efc_KBIP[4 * r + 1];
         if (s != 0) for (int i = 0; i < nv; ++i) velocity[i] -= s * d->efc_J[r * nv + i];
       }
-      run(a->mj_implicit, m, d);  // leaves the derivative of smooth forces behind
+      if (a->mjd_smooth_vel) ((void (*)(const mjModel*, mjData*, int))a->mjd_smooth_vel)(m, d, 1);
+      else run(a->mj_implicit, m, d);  // leaves the derivative of smooth forces behind, and integrates
       for (int i = 0; i < nv; ++i)
         for (int e = m->D_rowadr[i]; e < m->D_rowadr[i] + m->D_rownnz[i]; ++e) velocity[m->D_colind[e]] += mu[i] * d->qDeriv[e];
     }

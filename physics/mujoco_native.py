@@ -52,7 +52,9 @@ def library() -> ctypes.CDLL:
 
 
 def engine_function(name: str) -> int:
-    """Return the address of one of the engine's functions."""
+    """Return the address of one of the engine's functions; of those that stand in no header, 0 but in the version that was looked into."""
+    if name.startswith("mjd_") and (mujoco.mj_version() // 1_000_000 != 4 or not hasattr(library(), name)):
+        return 0
     return ctypes.cast(getattr(library(), name), _Address).value or 0
 
 

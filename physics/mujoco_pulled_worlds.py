@@ -23,7 +23,7 @@ _MOVE, _CONTACT_MOVE = 1e-8, 1e-9
 
 def is_pulled(plan: Plan, wanted: frozenset[str]) -> bool:
     """Whether products of one cotangent are taken here: a step of one acceleration of which nothing but positions is moved."""
-    return (plan.stages == 1 and not plan.stepped and plan.exact_action and set(plan.groups) <= {"position"}
+    return (plan.stages == 1 and (plan.driven or not plan.stepped) and plan.exact_action and set(plan.groups) <= {"position"}
             and (plan.exact_velocity or wanted.isdisjoint(("state", "velocity"))))
 
 
@@ -42,7 +42,7 @@ class PulledWorlds:
         self._memory = model.actuator_actadr[self._stateful]
         self._pull = compile_functions(TEXT, NAMES)["pull"]
         self._arguments = Arguments(ARGUMENTS)
-        self._arguments.set(**{name: engine_function(name) for name in ENGINE}, damped=plan.damped, passive=plan.passive, rows=1,
+        self._arguments.set(**{name: engine_function(name) for name in ENGINE}, damped=plan.damped or plan.driven, driven=plan.driven, passive=plan.passive, rows=1,
                             real_move=_MOVE, real_contact_move=_CONTACT_MOVE, **self._looks)
 
     def bind(self, name: str) -> NDArray[Any]:
