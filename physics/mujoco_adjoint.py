@@ -43,7 +43,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from typing import TypeVar
 
 import mujoco
 import numpy as np
@@ -58,12 +57,11 @@ from residual_mbrl.physics.mujoco_pulled_worlds import PulledWorlds, is_pulled
 from residual_mbrl.physics.mujoco_runge_kutta import RungeKuttaWorlds
 from residual_mbrl.physics.numeric_step import Gradients, Inputs
 
-_Made = TypeVar("_Made", AdjointWorlds, RungeKuttaWorlds, PulledWorlds)
-
 __all__ = ["StepAdjoint", "contact_fields", "expanded_fields", "supported"]
 
 Array = NDArray[np.float64]
 
+_Worlds = AdjointWorlds | RungeKuttaWorlds | PulledWorlds
 _LARGE = float(mujoco.mjMAXVAL)
 """Where the engine gives a state up."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
@@ -97,7 +95,7 @@ class StepAdjoint:
         _require(supported(model))
         self.model, self._threads = copy.copy(model), threads
         self._plans: dict[tuple[frozenset[str], frozenset[str]], Plan] = {}
-        self._worlds: dict[tuple[int, type, frozenset[str], frozenset[str]], AdjointWorlds | RungeKuttaWorlds | PulledWorlds] = {}
+        self._worlds: dict[tuple[int, type, frozenset[str], frozenset[str]], _Worlds] = {}
         self._rolled: dict[int, tuple[Batch, InputWriter, FieldWriter]] = {}
 
     def pull_back(self, inputs: Inputs, cotangent: Array, wanted: Collection[str], *, substeps: int = 1,
@@ -206,17 +204,15 @@ class StepAdjoint:
             parts.append({name: x[start - first :] for name, x in found.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-
-    def _kept(self, count: int, kind: tuple[frozenset[str], frozenset[str]], plan: Plan, made: type[_Made]) -> _Made:
+    def _kept(self, count: int, kind: tuple[frozenset[str], frozenset[str]], plan: Plan,
+              made: type[AdjointWorlds] | type[RungeKuttaWorlds] | type[PulledWorlds]) -> _Worlds:
         """Return worlds of a kind, those of an earlier call where there are any."""
         key = (count, made, *kind)
         if key not in self._worlds:
             if len(self._worlds) > 4:  # batch sizes that come and go must not fill the memory
                 self._worlds.clear()
             self._worlds[key] = made(self.model, count, plan, varying=kind[1], threads=self._threads)
-        found = self._worlds[key]
-        assert isinstance(found, made)  # noqa: S101  # what the key says
-        return found
+        return self._worlds[key]
 
 
 def _require(reason: str | None) -> None:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _HEADERS = ("mjtype.h", "mjmodel.h", "mjdata.h")
-_OPTIONS: dict[str, Any] = {"enable_backward": False, "module": "unique", "module_options": {"cpu_compiler_flags": "-march=native -ffp-contract=fast"}}
+_OPTIONS: dict[str, Any] = {"enable_backward": False, "module": "unique",
+                            "module_options": {"cpu_compiler_flags": "-march=native -ffp-contract=fast"}}
 _STATE = {"time": mujoco.mjtState.mjSTATE_TIME, "qpos": mujoco.mjtState.mjSTATE_QPOS, "qvel": mujoco.mjtState.mjSTATE_QVEL,
           "act": mujoco.mjtState.mjSTATE_ACT, "ctrl": mujoco.mjtState.mjSTATE_CTRL,
           "qacc_warmstart": mujoco.mjtState.mjSTATE_WARMSTART, "qfrc_applied": mujoco.mjtState.mjSTATE_QFRC_APPLIED}
@@ -71,14 +72,14 @@ def compile_functions(text: str, names: tuple[str, ...]) -> dict[str, int]:
     @wp.func_native(_text(text, f"long long* table = (long long*)place;\n{listed}"))
     def tell(place: wp.uint64) -> None: ...
 
-    @wp.kernel(**_OPTIONS)
     def native_functions(place: wp.uint64) -> None:
         tell(place)
 
+    kernel = wp.kernel(native_functions, **_OPTIONS)
     table = (ctypes.c_longlong * len(names))()
     with wp.ScopedLogLevel(wp.LOG_ERROR):
-        wp.launch(native_functions, dim=1, inputs=[ctypes.addressof(table)], device="cpu")
-    _KEPT.append(native_functions)  # unloaded with its module otherwise
+        wp.launch(kernel, dim=1, inputs=[ctypes.addressof(table)], device="cpu")
+    _KEPT.append(kernel)  # unloaded with its module otherwise
     return dict(zip(names, table, strict=True))
 
 

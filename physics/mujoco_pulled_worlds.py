@@ -42,8 +42,8 @@ class PulledWorlds:
         self._memory = model.actuator_actadr[self._stateful]
         self._pull = compile_functions(TEXT, NAMES)["pull"]
         self._arguments = Arguments(ARGUMENTS)
-        self._arguments.set(**{name: engine_function(name) for name in ENGINE}, damped=plan.damped or plan.driven, driven=plan.driven, passive=plan.passive, rows=1,
-                            real_move=_MOVE, real_contact_move=_CONTACT_MOVE, **self._looks)
+        self._arguments.set(**{name: engine_function(name) for name in ENGINE}, **self._looks, damped=plan.damped or plan.driven,
+                            driven=plan.driven, passive=plan.passive, rows=1, real_move=_MOVE, real_contact_move=_CONTACT_MOVE)
 
     def bind(self, name: str) -> NDArray[Any]:
         """Return a live array of a data field of the solved worlds, one of ``LOOKED_AT``, shape [n, ...]."""
@@ -52,10 +52,12 @@ class PulledWorlds:
             self._looks[name] = np.zeros((self.n, *template.shape), template.dtype)
         return self._looks[name]
 
-    def differentiate(self, state: Array, action: Array, force: Array | None, cotangent: Array, wanted: frozenset[str],
+    def differentiate(self, state: Array, action: Array, force: Array | None, cotangent: Array | None, wanted: frozenset[str],
                       fields: Mapping[str, Array]) -> dict[str, Array]:
         """Return products of cotangents [n, 1, ndx] with a step's Jacobian; see ``AdjointWorlds.differentiate``."""
         n, nv, na = self.n, self.nv, self.na
+        if cotangent is None or cotangent.shape[1] != 1:
+            raise ValueError("PulledWorlds: expected one cotangent a world")
         self._writer.write(fields)
         self._inputs.write(state, action, force)
         cotangent = np.ascontiguousarray(cotangent[:, 0])
@@ -68,9 +70,8 @@ class PulledWorlds:
             for x in (position, velocity, *found.values()):
                 if x is not None:
                     x[self._batch.given_up] = np.nan
-        action_part, memory = self._through_actuators(found["force"], cotangent[:, 2 * nv :], state[:, len(state[0]) - na :], action, wanted,
-                                                      fields)
-        found["action"] = action_part
+        memory = state[:, state.shape[1] - na :]
+        found["action"], memory = self._through_actuators(found["force"], cotangent[:, 2 * nv :], memory, action, wanted, fields)
         if velocity is not None:
             found["velocity"] = velocity
         if position is not None and velocity is not None:

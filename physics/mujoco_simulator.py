@@ -171,7 +171,8 @@ class MujocoSimulator(Baseline):
         if exact:
             found = self._exact().pull_back(inputs, cotangent, self._fields_of(exact), substeps=self.substeps,
                                             fields=self._place(inputs).fields())
-            own = replace(found, values={n: found.values[f][(slice(None), *place)] for n, (f, place) in self._places.items() if n in exact})
+            own = replace(found, values={n: np.moveaxis(found.values[f], 0, -1)[place] for n, (f, place) in self._places.items()
+                                         if n in exact})
             if not rest:
                 return own
         by = pull_back_by_differences(self._perturbed, self.space, inputs, cotangent, rest, scales=self._scales())
