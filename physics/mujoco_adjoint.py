@@ -183,12 +183,12 @@ class StepAdjoint:
             _require(supported(self.model, fields))
             self._plans[kind] = make_plan(self.model, *kind)
         plan = self._plans[kind]
-        pulled = cotangent is not None and cotangent.shape[1] == 1 and is_pulled(plan, wanted)
+        pulled = is_pulled(self.model, plan, wanted)
         if "velocity" in wanted and not pulled:
             found = self._chunked(state, action, force, cotangent, wanted - {"velocity"} | {"state"}, fields)
             nv = int(self.model.nv)
             return {name: x for name, x in found.items() if name in wanted} | {"velocity": found["state"][:, :, nv : 2 * nv]}
-        if pulled and cotangent is not None:
+        if pulled:
             return self._kept(count, kind, plan, PulledWorlds).differentiate(state, action, force, cotangent, wanted, fields)
         most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
         at_once = -(-count // -(-count // most))  # chunks of one size

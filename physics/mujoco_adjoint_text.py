@@ -35,7 +35,7 @@ FIELDS = {"geom_friction": 3, "geom_solref": 2, "geom_solimp": 5, "geom_margin":
 LOOKED_AT = ("actuator_length", "actuator_velocity", "actuator_force", "qfrc_actuator", "actuator_moment", "moment_colind", "moment_rowadr",
              "moment_rownnz")
 """Data of a solved world that can be asked for."""
-ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "acceleration", "position", "velocity", "damped", "driven", "passive", "real_move",
+ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "w", "acceleration", "position", "velocity", "damped", "driven", "passive", "real_move",
              "real_contact_move", *FIELDS, *LOOKED_AT)
 """Entries of the functions' argument: addresses of arrays [worlds, ...], and options."""
 
@@ -314,20 +314,27 @@ struct Functions {
     *geoms = {at(a->geom_friction, 3 * n, row), at(a->geom_solref, 2 * n, row), at(a->geom_solimp, 5 * n, row), at(a->geom_margin, n, row)};
     *pairs = {at(a->pair_friction, 5 * p, row), at(a->pair_solref, 2 * p, row), at(a->pair_solimp, 5 * p, row), at(a->pair_margin, p, row)};
   }
-  // lower triangle of positive definite A to its Cholesky factor; A x = b in place
+  // positive definite A, of which the lower triangle counts, to L with A = Lᵀ L; from the leaves of the tree, so that zeros of M stay zeros
   static void factor(double* A, int n) {
-    for (int j = 0; j < n; ++j) {
-      double* row = A + j * n;
-      for (int k = 0; k < j; ++k) row[k] = (row[k] - Rows::dot(row, A + k * n, k)) / A[k * n + k];
-      row[j] = __builtin_sqrt(row[j] - Rows::dot(row, row, j));
+    for (int k = n - 1; k >= 0; --k) {
+      double *row = A + k * n, root = __builtin_sqrt(row[k]), scale = 1 / root;
+      row[k] = root;
+      for (int j = 0; j < k; ++j) row[j] *= scale;
+      for (int i = 0; i < k; ++i) {
+        double x = row[i];
+        if (x == 0) continue;
+        double* other = A + i * n;
+        for (int j = 0; j <= i; ++j) other[j] -= x * row[j];
+      }
     }
   }
   static void solve(const double* L, double* x, int n) {
-    for (int i = 0; i < n; ++i) x[i] = (x[i] - Rows::dot(L + i * n, x, i)) / L[i * n + i];
     for (int i = n - 1; i >= 0; --i) {
-      x[i] /= L[i * n + i];
-      for (int k = 0; k < i; ++k) x[k] -= L[i * n + k] * x[i];
+      const double* row = L + i * n;
+      x[i] /= row[i];
+      for (int j = 0; j < i; ++j) x[j] -= row[j] * x[i];
     }
+    for (int i = 0; i < n; ++i) x[i] = (x[i] - Rows::dot(L + i * n, x, i)) / L[i * n + i];
   }
   static void inertia_times(const mjModel* m, const mjData* d, const double* x, double* out) {
     for (int i = 0; i < m->nv; ++i) out[i] = 0;
@@ -362,7 +369,7 @@ struct Functions {
     }
   }
   struct Held {  // where a world was solved, and how its rows acted there
-    const double *mu, *acceleration, *w, *rest;
+    const double *acceleration, *rest;
     int nefc, ncon;
     int *type, *id, *geoms;
     double* places;
@@ -379,30 +386,22 @@ struct Functions {
     }
     return true;
   }
-  // mu . r + (w - mu) . M a - w . M change, the acceleration and the zones of rows held
-  static double value(const Arguments* a, const mjModel* m, mjData* d, const Held& h) {
-    int nv = m->nv;
-    double s = 0;
-    for (int i = 0; i < nv; ++i) s += h.mu[i] * (d->qfrc_passive[i] - d->qfrc_bias[i] + (a->passive ? 0 : d->qfrc_actuator[i]));
-    for (int i = 0; i < nv; ++i)
-      for (int e = m->M_rowadr[i]; e < m->M_rowadr[i] + m->M_rownnz[i]; ++e) {
-        int j = m->M_colind[e];
-        double x = h.w[i] * h.rest[j] - h.mu[i] * h.acceleration[j];
-        if (i != j) x += h.w[j] * h.rest[i] - h.mu[j] * h.acceleration[i];
-        s += d->M[e] * x;
-      }
-    if (!d->nefc) return s;
-    int n = d->nefc;
-    double *jar = TAKE(3 * n + n / 8 + 1), *f = jar + n, *y = f + n;
-    unsigned char* zone = (unsigned char*)(y + n);
+  // r - M a and M rest, the acceleration and the zones of rows held
+  static void residual(const Arguments* a, const mjModel* m, mjData* d, const Held& h, double* r, double* taken) {
+    int nv = m->nv, n = d->nefc;
+    inertia_times(m, d, h.acceleration, r);
+    if (taken) inertia_times(m, d, h.rest, taken);
+    for (int i = 0; i < nv; ++i) r[i] = d->qfrc_passive[i] - d->qfrc_bias[i] + (a->passive ? 0 : d->qfrc_actuator[i]) - r[i];
+    if (!n) return;
+    double *jar = TAKE(2 * n + n / 8 + 1), *f = jar + n;
+    unsigned char* zone = (unsigned char*)(f + n);
     Rows::times(m, d, h.acceleration, jar);
     for (int i = 0; i < n; ++i) jar[i] -= d->efc_aref[i];
     bool same = alike(d, h);
     if (!same) Rows::classify(d, jar, zone);
     Rows::forces(d, jar, same ? h.zone : zone, f);
-    Rows::times(m, d, h.mu, y);
-    s += Rows::dot(y, f, n);
-    return s;
+    for (int i = 0; i < n; ++i)
+      if (f[i] != 0) for (int j = 0; j < nv; ++j) r[j] += f[i] * d->efc_J[i * nv + j];
   }
   // kinematics, forces and rows of constraints at a state, without a solve
   static void place(const Arguments* a, const mjModel* m, mjData* d, bool constrained, bool actuated) {
@@ -426,101 +425,136 @@ struct Functions {
     copy(a->moment_rowadr, d->moment_rowadr, 4 * m->nu, world);
     copy(a->moment_rownnz, d->moment_rownnz, 4 * m->nu, world);
   }
-  // solves a world and pulls one cotangent of the step by Euler's method back
+  // solves a world and pulls rows of cotangents of the step by Euler's method back; w has room for what an implicit one needs
   static void pull(const mjModel* m, mjData* d, int world, void* arguments) {
     const Arguments* a = (const Arguments*)arguments;
-    int nv = m->nv, nq = m->nq, na = m->na;
+    int nv = m->nv, nq = m->nq, rows = (int)a->rows;
     double h = m->opt.timestep;
     ((void (*)(const mjModel*, mjData*, int, int))a->mj_forwardSkip)(m, d, mjSTAGE_NONE, 1);
     show(a, m, d, world);
     int n = d->nefc;
     double *H = TAKE(nv * nv), *damped = a->damped ? TAKE(nv * nv) : 0;
-    double *acceleration = TAKE(7 * nv + nq + na), *rest = acceleration + nv, *w = rest + nv, *onto = w + nv;
-    double *by_turn = onto + nv, *qvel = by_turn + nv, *unit = qvel + nv, *qpos = unit + nv, *act = qpos + nq;
+    double *acceleration = TAKE(3 * nv), *rest = acceleration + nv, *qvel = rest + nv;
     double *ja = TAKE(5 * n + 1), *jar = ja + n, *f = jar + n, *y = f + n, *z = y + n;
     unsigned char* zone = (unsigned char*)TAKE(n / 8 + 1);
-    double* mu = at(a->mu, nv, world);
-    const double* cotangent = at(a->cotangent, 2 * nv + na, world);
-    for (int i = 0; i < nv; ++i) { acceleration[i] = d->qacc[i]; qvel[i] = d->qvel[i]; unit[i] = 0; }
-    for (int i = 0; i < nq; ++i) qpos[i] = d->qpos[i];
-    for (int i = 0; i < na; ++i) act[i] = d->act[i];
-    // rest: what of the acceleration the integrator's own inertia takes away; w = h M^-T of it
+    for (int i = 0; i < nv; ++i) { acceleration[i] = d->qacc[i]; qvel[i] = d->qvel[i]; rest[i] = 0; }
     dense(m, d, H);
-    if (damped) {
+    if (damped) {  // rest: what of the acceleration the integrator's own inertia takes away
       for (int i = 0; i < nv * nv; ++i) damped[i] = H[i];
-      for (int i = 0; i < nv; ++i) damped[i * nv + i] += h * m->dof_damping[i];
-      for (int i = 0; i < m->nu && a->driven; ++i) {
-        double force = d->actuator_force[i], gear = m->actuator_gear[6 * i];
-        const double* range = m->actuator_forcerange + 2 * i;
-        if (m->actuator_biastype[i] != mjBIAS_AFFINE || (m->actuator_forcelimited[i] && (force <= range[0] || force >= range[1]))) continue;
-        damped[m->jnt_dofadr[m->actuator_trnid[2 * i]] * (nv + 1)] -= h * gear * gear * m->actuator_biasprm[mjNBIAS * i + 2];
-      }
+      dampen(a, m, d, damped);
       factor(damped, nv);
       inertia_times(m, d, acceleration, rest);
       solve(damped, rest, nv);
       for (int i = 0; i < nv; ++i) rest[i] = acceleration[i] - rest[i];
-    } else for (int i = 0; i < nv; ++i) rest[i] = 0;
-    for (int i = 0; i < nv; ++i) { by_turn[i] = cotangent[i]; onto[i] = cotangent[i]; }
-    for (int j = 0; j < m->njnt; ++j) {
-      if (m->jnt_type[j] != mjJNT_FREE && m->jnt_type[j] != mjJNT_BALL) continue;
-      int v = m->jnt_dofadr[j] + (m->jnt_type[j] == mjJNT_FREE ? 3 : 0);
-      double angle[3];
-      for (int k = 0; k < 3; ++k) angle[k] = h * (qvel[v + k] + h * (acceleration[v + k] - rest[v + k]));
-      turn(angle, cotangent + v, by_turn + v, onto + v);
     }
-    for (int i = 0; i < nv; ++i) { onto[i] = cotangent[nv + i] + h * onto[i]; w[i] = h * onto[i]; }
-    if (damped) { solve(damped, w, nv); inertia_times(m, d, w, mu); }
-    else for (int i = 0; i < nv; ++i) { mu[i] = w[i]; w[i] = 0; }
     if (n) {
       Rows::times(m, d, acceleration, ja);
       for (int i = 0; i < n; ++i) jar[i] = ja[i] - d->efc_aref[i];
       Rows::classify(d, jar, zone);
+      Rows::forces(d, jar, zone, f);
       Rows::curve(m, d, jar, zone, H);
     }
     factor(H, nv);
-    solve(H, mu, nv);
-    if (n) {
-      Rows::forces(d, jar, zone, f);
+    for (int k = 0; k < rows; ++k) {
+      int row = world * rows + k;
+      double *mu = at(a->mu, nv, row), *w = at(a->w, nv, row), *velocity = at(a->velocity, nv, row), *position = at(a->position, nv, row);
+      onto_velocity(m, at(a->cotangent, 2 * nv + m->na, row), qvel, acceleration, rest, mu, position);
+      for (int i = 0; i < nv; ++i) {
+        if (velocity) velocity[i] = mu[i];
+        mu[i] *= h;
+      }
+      if (damped) {
+        for (int i = 0; i < nv; ++i) w[i] = mu[i];
+        solve(damped, w, nv);
+        inertia_times(m, d, w, mu);
+      }
+      solve(H, mu, nv);
+      if (!n) continue;
       Rows::times(m, d, mu, y);
       Rows::slope(d, jar, zone, y, z);
       Contacts::Out geoms, pairs;
-      outputs(a, m, world, &geoms, &pairs);
+      outputs(a, m, row, &geoms, &pairs);
       if (geoms.friction || geoms.solref || geoms.solimp || geoms.margin || pairs.friction || pairs.solref || pairs.solimp || pairs.margin)
         Contacts::add(m, d, y, z, f, jar, ja, zone, geoms, pairs);
-    }
-    if (double* velocity = at(a->velocity, nv, world)) {
-      for (int i = 0; i < nv; ++i) velocity[i] = onto[i];
-      for (int r = 0; r < n; ++r) {
+      for (int r = 0; r < n && velocity; ++r) {
         double s = z[r] * d->efc_KBIP[4 * r + 1];
         if (s != 0) for (int i = 0; i < nv; ++i) velocity[i] -= s * d->efc_J[r * nv + i];
       }
+    }
+    double* qpos = TAKE(nq + m->na);
+    for (int i = 0; i < nq; ++i) qpos[i] = d->qpos[i];
+    for (int i = 0; i < m->na; ++i) qpos[nq + i] = d->act[i];
+    if (a->velocity) {
       if (a->mjd_smooth_vel) ((void (*)(const mjModel*, mjData*, int))a->mjd_smooth_vel)(m, d, 1);
       else run(a->mj_implicit, m, d);  // leaves the derivative of smooth forces behind, and integrates
-      for (int i = 0; i < nv; ++i)
-        for (int e = m->D_rowadr[i]; e < m->D_rowadr[i] + m->D_rownnz[i]; ++e) velocity[m->D_colind[e]] += mu[i] * d->qDeriv[e];
-    }
-    if (double* position = at(a->position, nv, world)) {
-      Held held = {mu, acceleration, w, rest, n, d->ncon};
-      held.type = (int*)TAKE(n + d->ncon + 1);
-      held.id = held.type + n;
-      held.geoms = held.id + n;
-      held.places = TAKE(3 * d->ncon + 1);
-      held.zone = zone;
-      for (int i = 0; i < n; ++i) { held.type[i] = d->efc_type[i]; held.id[i] = d->efc_id[i]; }
-      for (int i = 0; i < d->ncon; ++i) {
-        for (int k = 0; k < 2; ++k) held.geoms[2 * i + k] = d->contact[i].geom[k];
-        for (int k = 0; k < 3; ++k) held.places[3 * i + k] = d->contact[i].pos[k];
+      for (int k = 0; k < rows; ++k) {
+        double *mu = at(a->mu, nv, world * rows + k), *velocity = at(a->velocity, nv, world * rows + k);
+        for (int i = 0; i < nv; ++i)
+          for (int e = m->D_rowadr[i]; e < m->D_rowadr[i] + m->D_rownnz[i]; ++e) velocity[m->D_colind[e]] += mu[i] * d->qDeriv[e];
       }
       for (int i = 0; i < nv; ++i) d->qvel[i] = qvel[i];
-      for (int i = 0; i < na; ++i) d->act[i] = act[i];
-      double base = value(a, m, d, held), move = n ? a->real_contact_move : a->real_move;
-      for (int k = 0; k < nv; ++k) {
-        for (int i = 0; i < nq; ++i) d->qpos[i] = qpos[i];
-        unit[k] = 1;
-        ((void (*)(const mjModel*, double*, const double*, double))a->mj_integratePos)(m, d->qpos, unit, move);
-        unit[k] = 0;
-        place(a, m, d, n > 0, !a->passive);
-        position[k] = (value(a, m, d, held) - base) / move + by_turn[k];
+      for (int i = 0; i < m->na; ++i) d->act[i] = qpos[nq + i];
+    }
+    if (!a->position) return;
+    Held held = {acceleration, rest, n, d->ncon};
+    held.type = (int*)TAKE(n + d->ncon + 1);
+    held.id = held.type + n;
+    held.geoms = held.id + n;
+    held.places = TAKE(3 * d->ncon + 1);
+    held.zone = zone;
+    for (int i = 0; i < n; ++i) { held.type[i] = d->efc_type[i]; held.id[i] = d->efc_id[i]; }
+    for (int i = 0; i < d->ncon; ++i) {
+      for (int k = 0; k < 2; ++k) held.geoms[2 * i + k] = d->contact[i].geom[k];
+      for (int k = 0; k < 3; ++k) held.places[3 * i + k] = d->contact[i].pos[k];
+    }
+    double *base = TAKE(5 * nv), *taken = base + nv, *r = taken + nv, *q = r + nv, *unit = q + nv;
+    double move = n ? a->real_contact_move : a->real_move;
+    residual(a, m, d, held, base, damped ? taken : 0);
+    for (int i = 0; i < nv; ++i) unit[i] = 0;
+    for (int j = 0; j < nv; ++j) {
+      for (int i = 0; i < nq; ++i) d->qpos[i] = qpos[i];
+      unit[j] = 1;
+      ((void (*)(const mjModel*, double*, const double*, double))a->mj_integratePos)(m, d->qpos, unit, move);
+      unit[j] = 0;
+      place(a, m, d, n > 0, !a->passive);
+      residual(a, m, d, held, r, damped ? q : 0);
+      for (int i = 0; i < nv; ++i) { r[i] = (r[i] - base[i]) / move; if (damped) q[i] = (q[i] - taken[i]) / move; }
+      for (int k = 0; k < rows; ++k) {
+        int row = world * rows + k;
+        double s = Rows::dot(at(a->mu, nv, row), r, nv);
+        if (damped) s += Rows::dot(at(a->w, nv, row), q, nv);
+        at(a->position, nv, row)[j] += s;
+      }
+    }
+  }
+  // the integrator's inertia: M plus h times damping, and times what drives at joints take away
+  static void dampen(const Arguments* a, const mjModel* m, const mjData* d, double* A) {
+    int nv = m->nv;
+    double h = m->opt.timestep;
+    for (int i = 0; i < nv; ++i) A[i * nv + i] += h * m->dof_damping[i];
+    for (int i = 0; i < m->nu && a->driven; ++i) {
+      double force = d->actuator_force[i], gear = m->actuator_gear[6 * i];
+      const double* range = m->actuator_forcerange + 2 * i;
+      if (m->actuator_biastype[i] != mjBIAS_AFFINE || (m->actuator_forcelimited[i] && (force <= range[0] || force >= range[1]))) continue;
+      A[m->jnt_dofadr[m->actuator_trnid[2 * i]] * (nv + 1)] -= h * gear * gear * m->actuator_biasprm[mjNBIAS * i + 2];
+    }
+  }
+  // a cotangent of the next state as one of the next velocity, and what is left of it for the position before
+  static void onto_velocity(const mjModel* m, const double* cotangent, const double* qvel, const double* acceleration, const double* rest,
+                            double* onto, double* position) {
+    int nv = m->nv;
+    double h = m->opt.timestep;
+    for (int i = 0; i < nv; ++i) onto[i] = cotangent[nv + i] + h * cotangent[i];
+    for (int i = 0; i < nv && position; ++i) position[i] = cotangent[i];
+    for (int j = 0; j < m->njnt; ++j) {
+      if (m->jnt_type[j] != mjJNT_FREE && m->jnt_type[j] != mjJNT_BALL) continue;
+      int v = m->jnt_dofadr[j] + (m->jnt_type[j] == mjJNT_FREE ? 3 : 0);
+      double angle[3], turned[3], spread[3];
+      for (int k = 0; k < 3; ++k) angle[k] = h * (qvel[v + k] + h * (acceleration[v + k] - rest[v + k]));
+      turn(angle, cotangent + v, turned, spread);
+      for (int k = 0; k < 3; ++k) {
+        onto[v + k] = cotangent[nv + v + k] + h * spread[k];
+        if (position) position[v + k] = turned[k];
       }
     }
   }

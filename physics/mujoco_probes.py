@@ -17,8 +17,8 @@ Array = NDArray[np.float64]
 _FEW = 32
 """Worlds that are stepped in less time than it takes to wake a thread."""
 
-_TOLERANCE = 1e-16
-"""Of the solve at which derivatives are taken: on the way there Newton's last iterations cost next to nothing."""
+_TOLERANCE = 1e-13
+"""Of the solve at which derivatives are taken: accelerations are then right to 1e-5 of their unit at worst, mostly to rounding."""
 _OWN = frozenset({f"opt.{n}" for n in ("solver", "iterations", "tolerance", "ls_iterations", "ls_tolerance", "jacobian", "integrator",
                                        "disableflags", "enableflags")})
 """Options that derivatives choose themselves."""

@@ -1,4 +1,4 @@
-"""Vector-Jacobian products of MuJoCo steps by Euler's method, each world in one call of a compiled function in the engine's threads."""
+"""Derivatives of MuJoCo steps of one acceleration, each world in one call of a compiled function in the engine's threads."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ Array = NDArray[np.float64]
 
 _MOVE, _CONTACT_MOVE = 1e-8, 1e-9
 """Size of a move of positions, to one side, without and with constraints: a contact's force bends within 1e-4."""
+_MOST = 150
+"""Degrees of freedom whose matrices fit a thread's stack."""
 
 
-def is_pulled(plan: Plan, wanted: frozenset[str]) -> bool:
-    """Whether products of one cotangent are taken here: a step of one acceleration of which nothing but positions is moved."""
-    return (plan.stages == 1 and (plan.driven or not plan.stepped) and plan.exact_action and set(plan.groups) <= {"position"}
-            and (plan.exact_velocity or wanted.isdisjoint(("state", "velocity"))))
+def is_pulled(model: mujoco.MjModel, plan: Plan, wanted: frozenset[str]) -> bool:
+    """Whether derivatives are taken here: those of a step of one acceleration, for which nothing but positions is moved."""
+    exact = plan.exact_action and (plan.exact_velocity or wanted.isdisjoint(("state", "velocity")))
+    return int(model.nv) <= _MOST and plan.stages == 1 and (plan.driven or not plan.stepped) and exact and set(plan.groups) <= {"position"}
 
 
 class PulledWorlds:
-    """Pulls one cotangent of each of n worlds back; arguments as of ``AdjointWorlds``."""
+    """Differentiates n worlds at once; arguments as of ``AdjointWorlds``."""
 
     def __init__(self, model: mujoco.MjModel, worlds: int, plan: Plan, *, varying: frozenset[str], threads: int) -> None:
-        self.n, self.nv, self.na, self._plan, self._sizes = worlds, int(model.nv), int(model.na), plan, {
-            name: getattr(model, name).size for name in FIELDS}
+        self.n, self.nv, self.na, self._damped = worlds, int(model.nv), int(model.na), plan.damped or plan.driven
+        self._sizes = {name: getattr(model, name).size for name in FIELDS}
         self._looks: dict[str, NDArray[Any]] = {}
         self._template = mujoco.MjData(model)
         self._batch = make_native_batch(solving_model(model), worlds, threads)
@@ -42,8 +44,8 @@ class PulledWorlds:
         self._memory = model.actuator_actadr[self._stateful]
         self._pull = compile_functions(TEXT, NAMES)["pull"]
         self._arguments = Arguments(ARGUMENTS)
-        self._arguments.set(**{name: engine_function(name) for name in ENGINE}, **self._looks, damped=plan.damped or plan.driven,
-                            driven=plan.driven, passive=plan.passive, rows=1, real_move=_MOVE, real_contact_move=_CONTACT_MOVE)
+        self._arguments.set(**{name: engine_function(name) for name in ENGINE}, **self._looks, damped=self._damped,
+                            driven=plan.driven, passive=plan.passive, real_move=_MOVE, real_contact_move=_CONTACT_MOVE)
 
     def bind(self, name: str) -> NDArray[Any]:
         """Return a live array of a data field of the solved worlds, one of ``LOOKED_AT``, shape [n, ...]."""
@@ -54,39 +56,40 @@ class PulledWorlds:
 
     def differentiate(self, state: Array, action: Array, force: Array | None, cotangent: Array | None, wanted: frozenset[str],
                       fields: Mapping[str, Array]) -> dict[str, Array]:
-        """Return products of cotangents [n, 1, ndx] with a step's Jacobian; see ``AdjointWorlds.differentiate``."""
+        """Return products of cotangents with a step's Jacobian, each shape [n, m, k]; see ``AdjointWorlds.differentiate``."""
         n, nv, na = self.n, self.nv, self.na
-        if cotangent is None or cotangent.shape[1] != 1:
-            raise ValueError("PulledWorlds: expected one cotangent a world")
         self._writer.write(fields)
         self._inputs.write(state, action, force)
-        cotangent = np.ascontiguousarray(cotangent[:, 0])
-        found = {"force": np.empty((n, nv)), **{name: np.zeros((n, self._sizes[name])) for name in FIELDS if name in wanted}}
-        position = np.empty((n, nv)) if "state" in wanted else None
-        velocity = np.empty((n, nv)) if "state" in wanted or "velocity" in wanted else None
-        self._arguments.set(cotangent=cotangent, mu=found["force"], position=position, velocity=velocity,
-                            **{name: found.get(name) for name in FIELDS})
+        if cotangent is None:
+            cotangent = np.broadcast_to(np.eye(2 * nv + na), (n, 2 * nv + na, 2 * nv + na))
+        cotangent, m = np.ascontiguousarray(cotangent), cotangent.shape[1]
+        found = {"force": np.empty((n, m, nv)), **{name: np.zeros((n, m, self._sizes[name])) for name in FIELDS if name in wanted}}
+        if "state" in wanted or "velocity" in wanted:
+            found["velocity"] = np.empty((n, m, nv))
+        position = np.empty((n, m, nv)) if "state" in wanted else None
+        self._arguments.set(cotangent=cotangent, rows=m, mu=found["force"], w=np.empty((n, m, nv)) if self._damped else None,
+                            position=position, velocity=found.get("velocity"), **{name: found.get(name) for name in FIELDS})
         if self._batch.apply(self._pull, self._arguments.address):
-            for x in (position, velocity, *found.values()):
+            for x in (position, *found.values()):
                 if x is not None:
                     x[self._batch.given_up] = np.nan
         memory = state[:, state.shape[1] - na :]
-        found["action"], memory = self._through_actuators(found["force"], cotangent[:, 2 * nv :], memory, action, wanted, fields)
-        if velocity is not None:
-            found["velocity"] = velocity
-        if position is not None and velocity is not None:
-            found["state"] = np.concatenate([position, velocity, *([memory] if na else [])], 1)
-        return {name: found[name][:, None] for name in wanted}
+        found["action"], memory = self._through_actuators(found["force"], cotangent[:, :, 2 * nv :], memory, action, wanted, fields)
+        if position is not None:
+            found["state"] = np.concatenate([position, found["velocity"], *([memory] if na else [])], 2)
+        return {name: found[name] for name in wanted}
 
     def _through_actuators(self, mu: Array, to_memory: Array, activation: Array, action: Array, wanted: frozenset[str],
                            fields: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Return products by action [n, nu] and activation [n, na]."""
+        """Return products by action [n, m, nu] and activation [n, m, na]."""
+        by_memory = np.zeros((*mu.shape[:2], self.na))
         if self._actuators is None or not wanted & {"action", "state" if self.na else "action"}:
-            return np.zeros_like(action), np.zeros((self.n, self.na))
+            return np.zeros((*mu.shape[:2], action.shape[1])), by_memory
         slopes, stateful, at = self._actuators.slopes(action, activation, fields), self._stateful, self._memory
-        through = (mu[:, None] @ slopes.moment.transpose(0, 2, 1))[:, 0]
-        by_action, by_memory = through * slopes.force_control, np.zeros((self.n, self.na))
+        through = mu @ slopes.moment.transpose(0, 2, 1)
+        by_action = through * slopes.force_control[:, None]
         if self.na:
-            by_action[:, stateful] += to_memory[:, at] * slopes.memory_control[:, stateful]
-            by_memory[:, at] = (through * slopes.force_memory)[:, stateful] + to_memory[:, at] * slopes.memory[:, stateful]
+            by_action[:, :, stateful] += to_memory[:, :, at] * slopes.memory_control[:, None, stateful]
+            by_memory[:, :, at] = ((through * slopes.force_memory[:, None])[:, :, stateful]
+                                   + to_memory[:, :, at] * slopes.memory[:, None, stateful])
         return by_action, by_memory
