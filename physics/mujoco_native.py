@@ -69,11 +69,12 @@ def compile_functions(text: str, names: tuple[str, ...]) -> dict[str, int]:
     """
     listed = "\n".join(f"table[{i}] = (long long)&Functions::{name};" for i, name in enumerate(names))
 
-    @wp.func_native(_text(text, f"long long* table = (long long*)place;\n{listed}"))
     def tell(place: wp.uint64) -> None: ...
 
+    function = wp.func_native(_text(text, f"long long* table = (long long*)place;\n{listed}"))(tell)
+
     def native_functions(place: wp.uint64) -> None:
-        tell(place)
+        function(place)
 
     kernel = wp.kernel(native_functions, **_OPTIONS)
     table = (ctypes.c_longlong * len(names))()

@@ -229,7 +229,7 @@ class MujocoSimulator(Baseline):
         self._check(state, action, force)
         inputs, batch = to_inputs(state, action, force, parameters or {}, ADDITIONS)
         if (most, reach) not in self._probes:
-            self._probes[most, reach] = ContactProbe(self.model, most, reach)
+            self._probes[most, reach] = ContactProbe(self.model, most, reach, threads=self._threads)
         found = self._probes[most, reach].look(inputs.state, inputs.action, inputs.force, self._place(inputs).fields())
         missed = int(found.missed.max()) if found.missed.numel() else 0
         if missed > self.most_missed:
