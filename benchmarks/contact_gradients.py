@@ -13,7 +13,7 @@ to a relative error of 1e-3 of its norm. Differences decide what is at a switch,
 centred quotients of two step sizes h and h/4 differ by more than 2e-4 of the block's norm, or those to either side of the state,
 with step h/4, by more than a tenth. These states are counted, and so is how many of all states agree, those at a switch included.
 
-Cost: of one thread, per world, in batches of 64, beside a step of the engine in its native batch, taken in turn; the least of the times of
+Cost: processor time of one thread, per world, in batches of 64, beside a step of the engine in its native batch, taken in turn; the least of the times of
 each. Centred differences of k inputs are counted as 2 k such steps, and nothing for what makes and reads them.
 """
 
@@ -270,16 +270,16 @@ def cost(case: Case, seconds: float, worlds: int = 64) -> list[Row]:
 
 
 def race(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Return the least time of each [s], measured in turn."""
+    """Return the least processor time of each [s], measured in turn: longer calls would never run undisturbed on a shared core."""
     for function in functions.values():
         function()
     least, end = dict.fromkeys(functions, np.inf), time.perf_counter() + seconds
     while time.perf_counter() < end:
         for name, function in functions.items():
             for _ in range(5):
-                begun = time.perf_counter()
+                begun = time.process_time()
                 function()
-                least[name] = min(least[name], time.perf_counter() - begun)
+                least[name] = min(least[name], time.process_time() - begun)
     return least
 
 
