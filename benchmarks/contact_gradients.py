@@ -13,8 +13,8 @@ to a relative error of 1e-3 of its norm. Differences decide what is at a switch,
 centred quotients of two step sizes h and h/4 differ by more than 2e-4 of the block's norm, or those to either side of the state,
 with step h/4, by more than a tenth. These states are counted, and so is how many of all states agree, those at a switch included.
 
-Cost: processor time of one thread, per world, in batches of 64, beside a step of the engine in its native batch, taken in turn; the least of the times of
-each. Centred differences of k inputs are counted as 2 k such steps, and nothing for what makes and reads them.
+Cost: processor time of one thread, per world, in batches of 64, beside a step of the engine in its native batch, in turn; the least
+times. Centred differences of k inputs are counted as 2 k such steps, and nothing for what makes and reads them.
 """
 
 from __future__ import annotations

@@ -139,6 +139,23 @@ class StepAdjoint:
             total = {name: found["state"] @ total[name] + (0 if name == "state" else x) for name, x in found.items()}
         return {name: total[name] for name in wanted}
 
+    def signatures(self, inputs: Inputs, *, substeps: int = 1, fields: Mapping[str, Array] | None = None) -> NDArray[np.uint64]:
+        """Return a number for each world that tells which constraints there are and how they act, in every substep, shape [N].
+
+        Raises:
+            ModelError: if derivatives of this model are taken without a look at single rows.
+        """
+        fields, wanted = fields or {}, frozenset({"force"})
+        n, size = len(inputs.state), 2 * int(self.model.nv) + int(self.model.na)
+        total, cotangent = np.zeros(n, np.uint64), np.zeros((n, 1, size))
+        for state in self._substates(inputs, substeps, fields):
+            self._differentiate(state, inputs, cotangent, wanted, fields)
+            worlds = self._worlds.get((n, PulledWorlds, wanted, frozenset(fields)))
+            if not isinstance(worlds, PulledWorlds):
+                raise ModelError("no signatures of contacts: expected Euler, or implicitfast with drives at joints alone")
+            total = total * np.uint64(1099511628211) + worlds.signature
+        return total
+
     def _gradients(self, rows: Mapping[str, Array]) -> Gradients:
         values = {name: x.reshape(-1, *getattr(self.model, name).shape) for name, x in rows.items() if name in CONTACT_FIELDS}
         if "velocity" in rows:

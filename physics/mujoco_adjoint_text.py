@@ -35,8 +35,8 @@ FIELDS = {"geom_friction": 3, "geom_solref": 2, "geom_solimp": 5, "geom_margin":
 LOOKED_AT = ("actuator_length", "actuator_velocity", "actuator_force", "qfrc_actuator", "actuator_moment", "moment_colind", "moment_rowadr",
              "moment_rownnz")
 """Data of a solved world that can be asked for."""
-ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "w", "acceleration", "position", "velocity", "damped", "driven", "passive", "real_move",
-             "real_contact_move", *FIELDS, *LOOKED_AT)
+ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "w", "signature", "acceleration", "position", "velocity", "damped", "driven", "passive",
+             "real_move", "real_contact_move", *FIELDS, *LOOKED_AT)
 """Entries of the functions' argument: addresses of arrays [worlds, ...], and options."""
 
 _ROWS = """
@@ -454,6 +454,7 @@ struct Functions {
       Rows::forces(d, jar, zone, f);
       Rows::curve(m, d, jar, zone, H);
     }
+    sign(a, d, world, zone);
     factor(H, nv);
     for (int k = 0; k < rows; ++k) {
       int row = world * rows + k;
@@ -526,6 +527,19 @@ struct Functions {
         at(a->position, nv, row)[j] += s;
       }
     }
+  }
+  // a number of which rows there are and how they act (FNV-1a)
+  static void sign(const Arguments* a, const mjData* d, int world, const unsigned char* zone) {
+    if (!a->signature) return;
+    unsigned long long hash = 14695981039346656037ull;
+    for (int i = 0; i < d->nefc; ++i) {
+      hash = (hash ^ (unsigned long long)(d->efc_type[i] * 8 + zone[i])) * 1099511628211ull;
+      if (d->efc_type[i] > mjCNSTR_LIMIT_TENDON) {
+        const mjContact* c = d->contact + d->efc_id[i];
+        hash = (hash ^ (unsigned long long)(c->geom[0] * 65536 + c->geom[1])) * 1099511628211ull;
+      }
+    }
+    ((unsigned long long*)a->signature)[world] = hash;
   }
   // the integrator's inertia: M plus h times damping, and times what drives at joints take away
   static void dampen(const Arguments* a, const mjModel* m, const mjData* d, double* A) {

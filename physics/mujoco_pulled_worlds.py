@@ -30,11 +30,16 @@ def is_pulled(model: mujoco.MjModel, plan: Plan, wanted: frozenset[str]) -> bool
 
 
 class PulledWorlds:
-    """Differentiates n worlds at once; arguments as of ``AdjointWorlds``."""
+    """Differentiates n worlds at once; arguments as of ``AdjointWorlds``.
+
+    Attributes:
+        signature: A number of which rows of constraints each world had and how they acted, shape [n].
+    """
 
     def __init__(self, model: mujoco.MjModel, worlds: int, plan: Plan, *, varying: frozenset[str], threads: int) -> None:
         self.n, self.nv, self.na, self._damped = worlds, int(model.nv), int(model.na), plan.damped or plan.driven
         self._sizes = {name: getattr(model, name).size for name in FIELDS}
+        self.signature = np.zeros(worlds, np.uint64)
         self._looks: dict[str, NDArray[Any]] = {}
         self._template = mujoco.MjData(model)
         self._batch = make_native_batch(solving_model(model), worlds, threads)
@@ -67,8 +72,9 @@ class PulledWorlds:
         if "state" in wanted or "velocity" in wanted:
             found["velocity"] = np.empty((n, m, nv))
         position = np.empty((n, m, nv)) if "state" in wanted else None
-        self._arguments.set(cotangent=cotangent, rows=m, mu=found["force"], w=np.empty((n, m, nv)) if self._damped else None,
-                            position=position, velocity=found.get("velocity"), **{name: found.get(name) for name in FIELDS})
+        self._arguments.set(signature=self.signature, cotangent=cotangent, rows=m, mu=found["force"], position=position,
+                            w=np.empty((n, m, nv)) if self._damped else None, velocity=found.get("velocity"),
+                            **{name: found.get(name) for name in FIELDS})
         if self._batch.apply(self._pull, self._arguments.address):
             for x in (position, *found.values()):
                 if x is not None:

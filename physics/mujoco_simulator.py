@@ -12,7 +12,7 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from residual_mbrl.baselines import Baseline, Parameters, Port, StepJacobian, Va
 from residual_mbrl.contacts import Contacts
 from residual_mbrl.errors import ModelError
 from residual_mbrl.physics.contact import ContactProbe
+from residual_mbrl.physics.gradient_smoothing import SmoothedAdjoint, Smoothing
 from residual_mbrl.physics.mujoco_adjoint import StepAdjoint, contact_fields, supported
 from residual_mbrl.physics.mujoco_contacts import name_contacts
 from residual_mbrl.physics.mujoco_engine import Worlds
@@ -61,6 +62,7 @@ class MujocoSimulator(Baseline):
         parameters: Names or glob patterns of what shall be a parameter; or ``Parameters`` with bounds of your own.
         dt: Seconds per step, a multiple of the model's time step, which is taken where None.
         threads: Native threads; 0 takes every core.
+        smoothing: How to smooth gradients next to switches of contacts; None takes those of the state itself everywhere.
 
     Attributes:
         failed: Worlds of the last step or rollout that the engine gave up, shape [N].
@@ -75,7 +77,8 @@ class MujocoSimulator(Baseline):
     ports = frozenset(Port)
     has_contacts = True
 
-    def __init__(self, model: Source, parameters: Sequence[str] | Parameters = (), *, dt: float | None = None, threads: int = 0) -> None:
+    def __init__(self, model: Source, parameters: Sequence[str] | Parameters = (), *, dt: float | None = None, threads: int = 0,
+                 smoothing: Smoothing | None = None) -> None:
         file = load_model(model)
         self.parameters, self._groups = choose(file.model, parameters)
         self.file = file.with_free_inertias([b for g in self._groups for b in g.bodies])
@@ -92,7 +95,13 @@ class MujocoSimulator(Baseline):
         self.live = frozenset({*self.parameters.names, *ADDITIONS})
         self.inexact = supported(self.model)
         self._places = _contact_places(self.model, self._groups)
-        self._adjoint: StepAdjoint | None = None
+        self.smoothing = smoothing
+        self._adjoint: StepAdjoint | SmoothedAdjoint | None = None
+        if smoothing is not None:
+            if self.inexact is not None:
+                raise ModelError(f"{self.file.name}: smoothing takes means of exact gradients, but there are none: {self.inexact}")
+            rest = np.concatenate([self.model.qpos0, np.zeros(self.space.nx - self.space.nq)])[None]
+            StepAdjoint(self.model).signatures(Inputs(state=rest, action=np.zeros((1, self.space.nu))))  # raises where it cannot be
         self._worlds: OrderedDict[tuple[int, bool], Worlds] = OrderedDict()
         self._probes: dict[tuple[int, float], ContactProbe] = {}
         self.most_missed = 0
@@ -202,11 +211,31 @@ class MujocoSimulator(Baseline):
         """Return in words how a step is differentiated by "state", "action", "force" or a parameter."""
         if name not in EXACT and name not in self._places:
             return "centred differences"
-        return "exact adjoint" if self.inexact is None else f"centred differences ({self.inexact})"
+        if self.inexact is not None:
+            return f"centred differences ({self.inexact})"
+        return "exact adjoint" if self.smoothing is None else "exact adjoint, smoothed at switches"
+
+    def smoothed(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
+                 parameters: Values | None = None) -> Bool[Tensor, "..."]:
+        """Return where the gradient of a step is a mean over moved states, shape [*batch]."""
+        inputs, batch = to_inputs(state, action, None, parameters or {}, ADDITIONS)
+        adjoint = self._exact() if self.smoothing is not None else None
+        found = np.zeros(len(inputs.state), bool)
+        if isinstance(adjoint, SmoothedAdjoint):
+            found[adjoint.find(inputs, substeps=self.substeps, fields=self._place(inputs).fields())] = True
+        return torch.from_numpy(found).reshape(batch)
+
+    def unsmoothed(self) -> MujocoSimulator:
+        """Return the same model without smoothing of gradients."""
+        if self.smoothing is None:
+            return self
+        other = copy.copy(self)
+        other.smoothing = None
+        return other
 
     def solved_to_rounding(self) -> MujocoSimulator:
         """Return the same model with the constraint solver's tolerance at zero: what the exact adjoint is the derivative of."""
-        other = copy.copy(self)
+        other = copy.copy(self.unsmoothed())
         other.model = copy.copy(self.model)
         option = other.model.opt
         option.tolerance, option.iterations, option.ls_iterations = 0.0, max(100, option.iterations), max(50, option.ls_iterations)
@@ -339,9 +368,11 @@ class MujocoSimulator(Baseline):
         """Return what the adjoint is asked for inputs and parameters of these names."""
         return frozenset(self._places[n][0] if n in self._places else n for n in names)
 
-    def _exact(self) -> StepAdjoint:
+    def _exact(self) -> StepAdjoint | SmoothedAdjoint:
         if self._adjoint is None:
-            self._adjoint = StepAdjoint(self.model, threads=self._threads)
+            adjoint = StepAdjoint(self.model, threads=self._threads)
+            self._adjoint = adjoint if self.smoothing is None else SmoothedAdjoint(
+                adjoint, self._perturbed, self.space, self.smoothing)
         return self._adjoint
 
     def _scales(self) -> dict[str, float]:
