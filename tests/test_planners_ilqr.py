@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from residual_mbrl.costs import QuadraticCost
 from residual_mbrl.dynamics import ResidualDynamics
-from residual_mbrl.function_cost import FunctionCost
+from residual_mbrl.function_cost import FunctionCost, SquaresCost
 from residual_mbrl.planners import ILQR, ILQROptions, Inequalities, Limits, PlanStatus, Shooting, ShootingOptions, shift
 from residual_mbrl.rollouts import linearise, rollout, rollout_cost
 
@@ -240,6 +240,54 @@ def test_feedback_of_a_warm_plan_beats_its_actions_alone():
     late = planner.plan(off, plan, deadline=1e-9)
     assert late.outcome is PlanStatus.DEADLINE
     assert float(late.cost) <= float(kept)
+
+
+def test_deadlines_are_kept_by_what_an_iteration_is_known_to_take():
+    """No iteration begins that would end too late, with the kernel's clock or without."""
+    dynamics = cart()
+    planner = ILQR(dynamics, cart_cost(dynamics), steps=STEPS)
+    assert planner.plan(X0, deadline=60.0).outcome is PlanStatus.CONVERGED
+    planner._pace = 100.0
+    plan = planner.plan(X0, deadline=60.0)
+    assert plan.outcome is PlanStatus.DEADLINE
+    assert plan.iterations == 0
+    assert torch.allclose(plan.cost, rollout_cost(dynamics, X0, plan.actions, cart_cost(dynamics)))
+    assert planner._pace < 100.0
+
+
+def test_without_a_clock_in_the_kernel_iterations_are_counted_outside(monkeypatch):
+    """The plan is the same."""
+    from residual_mbrl.planners import ilqr
+
+    dynamics, cost = swing_up()
+    planner = ILQR(dynamics, cost, ILQROptions(iterations=30), steps=40, limits=BOX)
+    whole = planner.plan(torch.zeros(4, dtype=F64), deadline=60.0)
+    monkeypatch.setattr(ilqr, "minds_time", lambda: False)
+    single = planner.plan(torch.zeros(4, dtype=F64), deadline=60.0)
+    assert single.iterations > 1
+    assert single.outcome is PlanStatus.CONVERGED
+    assert abs(float(single.cost) / float(whole.cost) - 1) < 1e-6
+
+
+def test_squares_are_expanded_without_the_curvature_of_what_is_squared():
+    """Kernel and torch agree on gains, and on the solution of the same cost as a plain function."""
+    dynamics, _ = swing_up()
+
+    def off(x, r):
+        return torch.stack([torch.sin(x[..., 1]), 1 + torch.cos(x[..., 1]), 0.3 * (x[..., 0] - r[..., 0]), 0.1 * x[..., 3]], -1)
+
+    def running(x, u, r):
+        return torch.cat([off(x, r), 0.1 * u], -1)
+
+    common = {"space": dynamics.space, "reference": torch.tensor([0.2], dtype=F64)}
+    squares = SquaresCost(running=running, terminal=lambda x, r: 3 * off(x, r), **common)
+    plain = FunctionCost(running=lambda x, u, r: running(x, u, r).square().sum(-1), terminal=lambda x, r: 9 * off(x, r).square().sum(-1),
+                         **common)
+    x = torch.tensor([0.0, 2.5, 0.0, 0.0], dtype=F64)
+    fused, exact = (ILQR(dynamics, squares, ILQROptions(backend=b, iterations=1), steps=20, limits=BOX).plan(x) for b in ("fused", "torch"))
+    assert torch.allclose(fused.gains, exact.gains, atol=1e-8)
+    ends = [ILQR(dynamics, c.with_reference(torch.tensor([0.1], dtype=F64)), steps=20, limits=BOX).plan(x) for c in (squares, plain)]
+    assert torch.allclose(ends[0].cost, ends[1].cost, rtol=1e-5)
 
 
 def test_gains_are_those_of_the_expansion_in_an_ensemble_of_one_model():

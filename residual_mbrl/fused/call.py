@@ -33,7 +33,10 @@ class Call:
         self.parameters = parameter_rows(dynamics, model, self.state, self.batch, parameters).contiguous()
         self.engine = engine(dynamics, model, parameters, state.dtype)
         self.members = model.members[0] if model.members else 1
-        self.plan = plan_on(self.engine, self.state, horizon, self.members, schedule)
+        if schedule is None:
+            self.plan = plan_on(self.engine, self.state, horizon, self.members)
+        else:  # of the CPU alone
+            self.plan = self.engine.plan(self.state.shape[0], horizon, torch.get_num_threads(), schedule, self.members)
         self.constants = constants_on(model, state)
         self.weights = [w if w.is_contiguous() else w.contiguous() for form in model.forms for w in form.weights()]
         if self.plan.compares:

@@ -127,6 +127,11 @@ def _flat(x: Tensor, batch: torch.Size, own: int) -> Tensor:
     return x.expand(*batch, *rest).reshape(-1, *rest).contiguous()
 
 
+def minds_time() -> bool:
+    """Tell whether a solve can look at the clock of ``perf_counter`` itself."""
+    return _clock()[0] != 0
+
+
 @cache
 def _clock() -> tuple[int, int]:
     """Return the address of the function that ``perf_counter`` reads, and which clock it is; zeros where it is another."""

@@ -243,15 +243,15 @@ class Planner(ABC):
         improved = last.cost < first.cost if last.improved is None else last.improved
         status = torch.full(problem.batch, PlanStatus.DEADLINE if late else PlanStatus.STALLED, dtype=torch.int64)
         if not late:
-            status[improved] = PlanStatus.IMPROVED
+            status[improved.cpu()] = PlanStatus.IMPROVED
         if last.late is not None:
-            status[last.late] = PlanStatus.DEADLINE
+            status[last.late.cpu()] = PlanStatus.DEADLINE
         if last.converged is not None:
-            status[last.converged] = PlanStatus.CONVERGED
+            status[last.converged.cpu()] = PlanStatus.CONVERGED
         if last.violation is not None:
-            status[last.violation > self.violation_tolerance] = PlanStatus.INFEASIBLE
+            status[last.violation.cpu() > self.violation_tolerance] = PlanStatus.INFEASIBLE
         failed = ~torch.isfinite(last.cost) if finite is None else ~torch.isfinite(last.cost) | ~finite
-        status[failed] = PlanStatus.FAILED
+        status[failed.cpu()] = PlanStatus.FAILED
         cost = last.cost if finite is None else torch.where(finite, last.cost, torch.full_like(last.cost, INFINITY))
         return Plan(actions=last.actions, states=last.states, cost=cost, status=status, iterations=last.iterations,
                     seconds=perf_counter() - begin, dt=self.dt, gains=last.gains, violation=last.violation, memory=last.memory)

@@ -12,7 +12,7 @@ from torch import Tensor
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fused.model import Refusal
-from residual_mbrl.fused.solve import Box, Solution, fused_solve
+from residual_mbrl.fused.solve import Box, Solution, fused_solve, minds_time
 from residual_mbrl.planners.base import INFINITY, Common, Iterate, Planner, Problem
 from residual_mbrl.planners.constraints import ConstrainedCost, Constraints
 from residual_mbrl.planners.general_solve import GeneralSolve
@@ -29,7 +29,8 @@ class ILQROptions:
     Args:
         iterations: Iterations at most; 1 is a real-time iteration.
         backend: "auto" solves in one launch where it can and in torch otherwise; "fused" must, "torch" never does.
-        tolerance: Expected or actual decrease of the cost, relative to it, from which on it is converged.
+        tolerance: Expected or actual decrease of the cost, relative to it, from which on it is converged; in float32 rounding of the cost
+            ends it earlier.
         least_regularisation: Added to the curvature by actions when a step fails, relative to its greatest entry; tenfold each time.
         most_regularisation: Where it gives up.
         smallest_step: Of the line search, which tries steps from 1 down to it all at once.
@@ -40,7 +41,7 @@ class ILQROptions:
     """
 
     iterations: int = 50
-    tolerance: float = 1e-6
+    tolerance: float = 1e-8
     backend: Backend = "auto"
     least_regularisation: float = 1e-8
     most_regularisation: float = 1e10
@@ -99,7 +100,11 @@ class ILQR(Planner):
 
     def _advance(self, problem: Problem, iterate: Iterate) -> Iterate:
         if self.constraints is None:
-            return replace(self._solve(problem, problem.cost, iterate, self.iterations), done=True)
+            # without a clock that the kernel can read, one iteration at a time
+            left = self.iterations if problem.until == INFINITY or minds_time() else 1
+            found = self._solve(problem, problem.cost, iterate, left)
+            improved = found.improved if iterate.improved is None or found.improved is None else found.improved | iterate.improved
+            return replace(found, done=left == self.iterations, iterations=iterate.iterations + found.iterations, improved=improved)
         return self._hold(problem, iterate, self.constraints)
 
     def _hold(self, problem: Problem, iterate: Iterate, constraints: Constraints) -> Iterate:

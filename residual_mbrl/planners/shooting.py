@@ -87,8 +87,7 @@ class Shooting(Sampling):
         if knots is not None:
             values = torch.linalg.pinv(knots) @ values
         if self.options.samples > 1:
-            white = self._generator_noise(problem, self.options.samples - 1)
-            values = torch.cat([values, values + white])
+            values = torch.cat([values, values + self.raw_noise(problem, self.options.samples - 1)])
         values = torch.clamp(values, problem.lower, problem.upper)
         found, gradient = self._gradient(problem, values)
         first = self.costs(problem, actions)
@@ -96,13 +95,6 @@ class Shooting(Sampling):
         better = least < first
         return Starts(torch.where(better[..., None, None], best, actions), torch.minimum(least, first), improved=torch.zeros_like(better),
                       values=values, costs=found, gradient=gradient)
-
-    def _generator_noise(self, problem: Problem, count: int) -> Tensor:
-        """Return noise of the values: knots where there are some."""
-        own, colour, _ = self._table(problem)
-        columns = (self.options.knots or self.steps) if colour is None else colour.shape[0]
-        white = torch.randn(count, *problem.batch, len(own), columns, generator=self._generator, dtype=problem.state.dtype)
-        return (white if colour is None else white @ colour).mT * own
 
     def _actions(self, problem: Problem, values: Tensor) -> Tensor:
         knots = self._table(problem)[2]
