@@ -15,9 +15,9 @@ Where M̂ is M plus a constant, v' needs no integration of what is moved. With r
     λᵀ δv' = λᵀ δv + muᵀ δr + (w - mu)ᵀ δM a - wᵀ δM c.
 
 Steps of one acceleration are differentiated by a compiled function that runs on each world in the engine's threads
-(``mujoco_pulled_worlds``): Euler's, and implicitfast's where drives act at joints. A world is solved, its Hessian factorised, and everything
-that needs no move follows from that; products and whole Jacobians alike. Other models, and Runge and Kutta's method, go by numpy. What it
-costs beside a step of the engine and beside differences: ``benchmarks/contact_gradients.py``.
+(``mujoco_pulled_worlds``): Euler's, and implicitfast's where drives act at joints. A world is solved, its Hessian factorised, and
+everything that needs no move follows from that; products and whole Jacobians alike. Other models, and Runge and Kutta's method, go by
+numpy. What it costs beside a step of the engine and beside differences: ``benchmarks/contact_gradients.py``.
 
  - Force: exact.
  - Action and activation: exact for linear filters and affine gains (``mujoco_actuation``); by differences with a held for others.
@@ -56,6 +56,8 @@ Array = NDArray[np.float64]
 _Worlds = AdjointWorlds | RungeKuttaWorlds | PulledWorlds
 _LARGE = float(mujoco.mjMAXVAL)
 """Where the engine gives a state up."""
+_NUMBERS = 1 << 22
+"""Most numbers of a result at once."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
 """Most worlds moved, and solved, at once: what they leave behind should fit a processor's cache, and each solved one keeps its data."""
 
@@ -198,10 +200,12 @@ class StepAdjoint:
             nv = int(self.model.nv)
             return {name: x for name, x in found.items() if name in wanted} | {"velocity": found["state"][:, :, nv : 2 * nv]}
         if pulled:
-            return self._kept(count, kind, plan, PulledWorlds).differentiate(state, action, force, cotangent, wanted, fields)
-        most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
+            rows = 2 * int(self.model.nv) + int(self.model.na) if cotangent is None else cotangent.shape[1]
+            most = min(count, max(1, _NUMBERS // max(rows * int(self.model.nv), 1)))
+        else:
+            most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
         at_once = -(-count // -(-count // most))  # chunks of one size
-        worlds = self._kept(at_once, kind, plan, RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds)
+        worlds = self._kept(at_once, kind, plan, PulledWorlds if pulled else RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds)
         if at_once == count:
             return worlds.differentiate(state, action, force, cotangent, wanted, fields)
         parts = []
