@@ -22,8 +22,9 @@ from residual_mbrl.physics.mujoco_warnings import QUIET
 
 Array = NDArray[np.float64]
 
-GAPS = ("geom_gap", "pair_gap")
-"""Distances beyond which the engine forgets a pair; they put no force on it (MuJoCo, Computation, margin and gap)."""
+GAPS = {"geom_gap": 0.5, "pair_gap": 1.0}
+"""Distances beyond which the engine forgets a pair, and the share of a reach that each takes: those of two geoms add up. They put no
+force on anything (MuJoCo, Computation, margin and gap)."""
 
 
 class ContactProbe:
@@ -48,8 +49,9 @@ class ContactProbe:
             if (model.actuator_trntype == int(mujoco.mjtTrn.mjTRN_BODY)).any() or model.geom_adhesion.any() or model.pair_adhesion.any():
                 raise ModelError("contacts: the engine shares adhesion among all contacts in the gap, so that a reach would change it; "
                                  "expected reach=0 for a model with adhesion")
-            for name in GAPS:
-                getattr(self._model, name)[...] += reach
+            for name, share in GAPS.items():
+                getattr(self._model, name)[...] += share * reach
+            mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
         self._size = mujoco.mj_stateSize(model, STATE)
         self._names = tuple(element_name(model, "geom", g) for g in range(int(model.ngeom)))
         self._worlds: dict[tuple[int, frozenset[str]], _Worlds] = {}
@@ -71,7 +73,7 @@ class ContactProbe:
         sound = np.isfinite(state).all(1) & (np.abs(state) < mujoco.mjMAXVAL).all(1)
         rest = np.concatenate([self._model.qpos0, np.zeros(state.shape[1] - len(self._model.qpos0))])
         placed = state if sound.all() else np.where(sound[:, None], state, rest)
-        moved = {name: values + self._reach if name in GAPS else values for name, values in fields.items()}
+        moved = {name: values + GAPS[name] * self._reach if name in GAPS else values for name, values in fields.items()}
         found = self._worlds[kind].look(placed[:, : self._size], action, force, moved)
         if not sound.all():
             for x in found.values():

@@ -14,29 +14,21 @@ Where M̂ is M plus a constant, v' needs no integration of what is moved. With r
 
     λᵀ δv' = λᵀ δv + muᵀ δr + (w - mu)ᵀ δM a - wᵀ δM c.
 
-Where the parts come from, and why (us of processor time per world; a cart-pole, a 7-joint arm with dry friction and limits, an 18-dof
-quadruped on the floor, a humanoid of 23 dof):
-
-                                                               cart-pole   arm   quadruped   humanoid
-    a full step                                                      1.9   5.6          11         10
-    a step with a held (no solver iteration, a as warm start)        1.8   4.2           6          8
-    an acceleration with a held, no constraints, motors alone        1.0   1.6                    2.8
-    constraint rows of a world out of a native batch              8 to 10 whatever the model, 0 without rows
-    differences of everything, in one native call                     28   315        1600       1850
-    this Jacobian                                                     12   110         410        540
-    this vector-Jacobian product                                       9   100         360        500
-    the same by action and force alone                                 5    27          50         52
+Steps of one acceleration are differentiated by a compiled function that runs on each world in the engine's threads
+(``mujoco_pulled_worlds``): Euler's, and implicitfast's where drives act at joints. A world is solved, its Hessian factorised, and
+everything that needs no move follows from that; products and whole Jacobians alike. Other models, and Runge and Kutta's method, go by
+numpy. What it costs beside a step of the engine and beside differences: ``benchmarks/contact_gradients.py``.
 
  - Force: exact.
  - Action and activation: exact for linear filters and affine gains (``mujoco_actuation``); by differences with a held for others.
  - Friction, solref, solimp and margin of contacts: exact (``mujoco_adjoint_text``).
  - Velocity: exact from the engine's own derivative of the smooth forces and the damping of the constraint rows, where nothing in
    the integrator's inertia depends on velocity; by differences with a held elsewhere.
- - Position: differences with a held, of all worlds at once in a native call. Kinematics and collision have no other derivative here,
-   and this takes nv or 2 nv cheap evaluations where differences of everything take 2 (3 nv + nu) full steps. No solver tolerance enters,
-   so that the moves can be smaller. Where no world has constraints, forces bend so little that moves to one side do; constraints are
-   left out then, and so are motors. A contact's force bends within a millimetre: moves to both sides. The columns come all at once: a
-   Jacobian costs little more than a vector-Jacobian product.
+ - Position: differences with a held. Kinematics and collision have no other derivative here, and this takes nv or 2 nv cheap
+   evaluations where differences of everything take 2 (3 nv + nu) full steps. No solver tolerance enters, so that the moves can be
+   smaller: 1e-9 with constraints, 1e-8 without. Each row of constraints is held in the zone in which it acts (idle, linear, sliding, at
+   its friction loss), so that no move crosses a switch as long as the moved world has the same contacts. In numpy the moves are 3e-7
+   to both sides, and rows within about 1e-3 m/s² of a switch may cross it.
 """
 
 from __future__ import annotations
@@ -64,6 +56,8 @@ Array = NDArray[np.float64]
 _Worlds = AdjointWorlds | RungeKuttaWorlds | PulledWorlds
 _LARGE = float(mujoco.mjMAXVAL)
 """Where the engine gives a state up."""
+_NUMBERS = 1 << 22
+"""Most numbers of a result at once."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
 """Most worlds moved, and solved, at once: what they leave behind should fit a processor's cache, and each solved one keeps its data."""
 
@@ -206,10 +200,12 @@ class StepAdjoint:
             nv = int(self.model.nv)
             return {name: x for name, x in found.items() if name in wanted} | {"velocity": found["state"][:, :, nv : 2 * nv]}
         if pulled:
-            return self._kept(count, kind, plan, PulledWorlds).differentiate(state, action, force, cotangent, wanted, fields)
-        most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
+            rows = 2 * int(self.model.nv) + int(self.model.na) if cotangent is None else cotangent.shape[1]
+            most = min(count, max(1, _NUMBERS // max(rows * int(self.model.nv), 1)))
+        else:
+            most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
         at_once = -(-count // -(-count // most))  # chunks of one size
-        worlds = self._kept(at_once, kind, plan, RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds)
+        worlds = self._kept(at_once, kind, plan, PulledWorlds if pulled else RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds)
         if at_once == count:
             return worlds.differentiate(state, action, force, cotangent, wanted, fields)
         parts = []

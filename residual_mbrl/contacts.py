@@ -65,7 +65,7 @@ class Contacts:
         changed: dict[str, Any] = {}
         for name, x in vars(self).items():
             if isinstance(x, Tensor):
-                changed[name] = (x.to(like) if x.is_floating_point() else x.to(like.device)).reshape(*batch, *x.shape[1:])
+                changed[name] = (x.to(like) if x.is_floating_point() else x.to(like.device)).reshape((*batch, *x.shape[1:]))
         return replace(self, **changed)
 
     def pair(self, *index: int) -> str:

@@ -149,7 +149,7 @@ def examine(parts: Sequence[tuple[ResidualDynamics, slice]], prediction: Predict
                      for i, r in enumerate(residuals)) if seen else (),
         energy=EnergyBalance(stored=np.concatenate([e.stored for e in energy]), dissipated=np.concatenate([e.dissipated for e in energy]),
                              residual_work=np.concatenate([e.residual_work for e in energy])),
-        certificates=tuple(_worst([f.certificates[i] for f in seen]) for i in range(len(residuals))) if seen else ())
+        certificates=tuple(_worst(same) for same in zip(*(f.certificates for f in seen), strict=True)))
 
 
 def _examine(dynamics: ResidualDynamics, prediction: Prediction, length: Tensor) -> _Found:

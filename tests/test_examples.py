@@ -118,3 +118,12 @@ def test_10_fuses_a_users_equations() -> None:
     outcome = example("10_fuse_your_own_system")
     assert outcome["error"] < 1e-5
     assert outcome["ratio"] > 5
+
+
+def test_11_calibrates_a_contact() -> None:
+    """Numbers of the contact take most of the error, the learned force most of the rest; the MJCF holds the friction."""
+    outcome = example("11_my_robot_drops_things_differently", steps=25, tosses=8)
+    assert outcome["identified+residual"] < 0.5 * outcome["identified"] < 0.5 * outcome["nominal"]
+    assert outcome["friction"] == pytest.approx(0.35, rel=0.1)
+    assert outcome["held"]
+    assert outcome["played"] < 0.2 * outcome["nominal"]

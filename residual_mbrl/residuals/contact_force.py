@@ -138,8 +138,10 @@ class ContactForce(Residual):
         return max(self.certificates(context, baseline), key=lambda c: c.worst - c.limit)
 
     def certificates(self, context: Context, baseline: Baseline) -> list[Certificate]:
-        """Return the worst of each of ``violations``; the limits are rounding at the size of what takes part."""
-        found = []
+        """Return the worst of each of ``violations``, with rounding at the size of what takes part for a limit, and contacts left out."""
+        missed = _seen(context).missed
+        found = [Certificate(residual=self.name, quantity=f"contacts beyond the {self.most_contacts} that are corrected", limit=0.0,
+                             worst=float(missed.max()) if missed.numel() else 0.0, unit="1", samples=missed.numel())]
         for (quantity, unit), (excess, scale) in self.violations(context).items():
             size, worst = (float(x.detach().max()) if x.numel() else 0.0 for x in (scale, excess))
             limit = 64 * torch.finfo(excess.dtype).eps * size
@@ -226,7 +228,7 @@ def _limits(contacts: Contacts, dt: float) -> _Limits:
 def _weights(contacts: Contacts) -> tuple[Tensor, Tensor]:
     """Return the sums of block norms in the rows of ``J M⁻¹ Jᵀ``, normal and tangential, shape [*batch, most] each."""
     most = contacts.gap.shape[-1]
-    touched = contacts.touching.flatten(0, -2).any(0).nonzero()
+    touched = contacts.touching.reshape(-1, most).any(0).nonzero()
     count = int(touched[-1]) + 1 if len(touched) else 0  # rows beyond are zero, and most of what there is
     blocks = contacts.answers(count).unflatten(-1, (-1, 3)).unflatten(-3, (-1, 3)).movedim(-2, -3).square()  # [*batch, i, j, 3, 3]
     norms = [[blocks[..., r, c].sum((-2, -1)).sqrt() for c in (slice(1), slice(1, 3))] for r in (slice(1), slice(1, 3))]
