@@ -24,7 +24,7 @@ SHAPE = (*(Parameter(name=f"half_width.{a}", nominal=HALF_WIDTH, lower=0.045, up
 LAW = (Parameter(name="impact_friction", nominal=0.15, lower=0.05, upper=0.4, prior_std=0.008),
        Parameter(name="impact_speed", nominal=0.5, lower=0.05, upper=5.0, unit="m/s", prior_std=0.1),
        Parameter(name="depth_rate", nominal=100.0, lower=0.0, upper=500.0, unit="1/s", prior_std=30.0))
-"""The friction law's further numbers, see ``load_friction``; a model without them has one friction."""
+"""The friction law's further numbers, see ``toss_rollout.load_friction``; a model without them has one friction."""
 
 SPREADS = {
     FRICTION: 0.008, "solref:floor.timeconst": 0.0015, "solref:floor.dampratio": 0.08, "solimp:floor.dmin": 0.03, "solimp:floor.dmax": 0.02,
@@ -52,9 +52,9 @@ def build() -> MujocoSimulator:
     return MujocoSimulator(CUBE, Parameters(*chosen), dt=0.0068, threads=1)
 
 
-def searched(simulator: MujocoSimulator, *, law: bool) -> list[Parameter]:
+def searched(simulator: MujocoSimulator) -> list[Parameter]:
     """Return what a search may change."""
-    return [*simulator.parameters.free(), *SHAPE, *(LAW if law else ())]
+    return [*simulator.parameters.free(), *SHAPE, *LAW]
 
 
 def expand(simulator: MujocoSimulator, values: Mapping[str, float]) -> dict[str, float]:

@@ -47,6 +47,7 @@ class ContactProbe:
                                  "expected reach=0 for a model with adhesion")
             for name in GAPS:
                 getattr(self._model, name)[...] += reach
+            self._model.body_margin[...] += reach  # the compiler's largest of a body's geoms; pairs of bodies beyond it are passed over
         self._data = mujoco.MjData(self._model)
         self._size = mujoco.mj_stateSize(model, STATE)
         self._names = tuple(element_name(model, "geom", g) for g in range(int(model.ngeom)))

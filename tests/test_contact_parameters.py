@@ -67,6 +67,18 @@ def test_value_stays_in_its_bounds(size):
     assert 0 < int(moved.sum()) < len(x)
 
 
+def test_it_acts_before_a_touch_within_the_step():
+    """A corner four millimetres up is seen by a body of many geoms, and counts where it falls fast enough to touch."""
+    residual = ContactParameters(live=LIVE, lower=0.05, upper=0.5)
+    randomise(residual, 1.0)
+    x = torch.zeros(2, 13, dtype=torch.float64)
+    x[:, 2], x[:, 3] = 0.0524 + 0.004, 1.0
+    x[1, 9] = -1.0
+    context = ResidualDynamics(MujocoSimulator(CUBE, (LIVE,), dt=0.0068), [residual]).contexts(x, actions(x))[0]
+    assert context.contacts.present.sum(-1).tolist() == [4, 4]
+    assert [float(v) != 0 for v in residual(context).detach()] == [False, True]
+
+
 def test_gradients_are_those_of_differences():
     """By every weight, in double precision, of the value."""
     residual, x = ContactParameters(live=LIVE, lower=0.05, upper=0.5, hidden=(3,)), states(12)

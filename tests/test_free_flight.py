@@ -125,7 +125,8 @@ def test_first_state_leaves_out_the_release():
     held = np.array([0.01, -0.02, 0.005]) * np.arange(5, 0, -1)[:, None] ** 2 / 25
     pushed = replace(f, position=f.position.copy(), quaternion=f.quaternion.copy())
     pushed.position[:5] += 0.1 * held
-    pushed.quaternion[:5] = (Rotation.from_quat(f.quaternion[:5], scalar_first=True) * Rotation.from_rotvec(held)).as_quat(scalar_first=True)
+    turned = Rotation.from_quat(f.quaternion[:5], scalar_first=True) * Rotation.from_rotvec(held)
+    pushed.quaternion[:5] = turned.as_quat(scalar_first=True)
     found = first_state(pushed, GRAVITY, drag=0.05, swirl=0.12, skip=5)
     assert found[:3] == pytest.approx(f.position[0], abs=1e-5)
     assert found[7:10] == pytest.approx(f.velocity[0], abs=1e-3)

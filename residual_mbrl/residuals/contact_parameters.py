@@ -83,8 +83,8 @@ class ContactParameters(Residual):
         shift = self.network(x if material is None else torch.cat([x, material], -1)).squeeze(-1)
         shift = (weight * shift).sum(-1) / weight.sum(-1).clamp_min(_TINY)
         place = ((own - self.lower) / (self.upper - self.lower)).clamp(_EDGE, 1 - _EDGE)
-        found = self.lower + (self.upper - self.lower) * torch.sigmoid(torch.logit(place) + shift)
-        return torch.where(shift == 0, own, found)
+        found = own + (self.upper - self.lower) * (torch.sigmoid(torch.logit(place) + shift) - torch.sigmoid(torch.logit(place)))
+        return torch.where((own >= self.lower) & (own <= self.upper), found.clamp(self.lower, self.upper), found)  # of rounding
 
     def check(self, baseline: Baseline) -> None:
         """Check that the model has the parameter and the geom, and that its own value and these bounds fit."""

@@ -1,0 +1,136 @@
+"""Fits of the cube: identified numbers, learned contact on top, and the one number that a user would tune by hand."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from common import say
+from cube_model import FRICTION, build, expand, searched
+from learned_contact import WEIGHT, law_of, make, set_weights, weights
+from numpy.typing import NDArray
+from toss_search import HORIZONS, Horizon, search
+from tosses import Starts, Tosses
+
+from residual_mbrl.baselines import Parameter
+from residual_mbrl.datasets import cube
+from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.files import write_json
+from residual_mbrl.free_flight import FlightReport, examine
+from residual_mbrl.mjcf_export import export_mjcf
+from residual_mbrl.physics.mujoco_simulator import MujocoSimulator
+from residual_mbrl.residuals import ContactParameters
+from residual_mbrl.trajectories import Trajectory
+
+Array = NDArray[np.float64]
+
+REQUIRED = (0.0142, 0.292)
+"""Position [m] and rotation [rad] on the test split; they also weigh the two errors in the search."""
+
+PARAMETERS = "parameters.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What is identified on some tosses.
+
+    Args:
+        tosses: How many.
+        report: What their free flights say of the log.
+        values: Of ``cube_model.searched``, with drag and swirl of the flight.
+        seconds: Wall time of the search.
+    """
+
+    tosses: int
+    report: FlightReport
+    values: Mapping[str, float]
+    seconds: float
+
+
+def identify(simulator: MujocoSimulator, logs: Sequence[Trajectory], *, minutes: float, quick: bool = False) -> Fit:
+    """Search from the published model, on these tosses alone."""
+    begin = time.monotonic()
+    report = examine([cube.flight(log) for log in logs])
+    for warning in report.warnings:
+        say(f"log: {warning}")
+    free = searched(simulator)
+    values = {p.name: p.nominal for p in free} | {"gravity.z": -report.gravity, "drag": report.drag, "swirl": report.swirl}
+    tosses = denoised(simulator, logs, report)
+
+    def simulate(z: Array, rows: NDArray[np.int64]) -> Array:
+        return tosses.poses(simulator, _moved(free, z, values), None, rows)
+
+    horizons = (Horizon(10, 1),) if quick else HORIZONS
+    z = search(tosses, simulate, len(free), scale=REQUIRED, minutes=minutes, horizons=horizons, tell=lambda s: _say(begin, s))
+    found = _moved(free, z, values)
+    position, rotation = tosses.errors(simulator, found).mean(0)
+    _say(begin, f"{len(logs)} tosses: {position:.4f} m, {rotation:.4f} rad from denoised starts")
+    return Fit(tosses=len(logs), report=report, values=found, seconds=time.monotonic() - begin)
+
+
+def learn(simulator: MujocoSimulator, logs: Sequence[Trajectory], fit: Fit, *, minutes: float, seed: int,
+          quick: bool = False) -> list[ContactParameters]:
+    """Return networks for friction, time constant and damping, trained on these tosses with the identified values held."""
+    begin = time.monotonic()
+    tosses, networks = denoised(simulator, logs, fit.report), make(fit.values, seed=seed)
+    first = weights(networks)
+
+    def simulate(z: Array, rows: NDArray[np.int64]) -> Array:
+        set_weights(networks, first + WEIGHT * z)
+        return tosses.poses(simulator, fit.values, law_of(networks, simulator.dt), rows)
+
+    horizons = (Horizon(10, 1),) if quick else (Horizon(10, 5), Horizon(30, 2))
+    z = search(tosses, simulate, len(first), scale=REQUIRED, minutes=minutes, horizons=horizons, tell=lambda s: _say(begin, s))
+    set_weights(networks, first + WEIGHT * z)
+    position, rotation = tosses.errors(simulator, fit.values, law_of(networks, simulator.dt)).mean(0)
+    _say(begin, f"{len(logs)} tosses with the residual: {position:.4f} m, {rotation:.4f} rad from denoised starts")
+    return networks
+
+
+def denoised(simulator: MujocoSimulator, logs: Sequence[Trajectory], report: FlightReport) -> Tosses:
+    """Return tosses that start from a fit to their whole flight."""
+    starts = Starts.of(report, simulator)
+    return Tosses(logs, np.array([starts.denoised(log) for log in logs]))
+
+
+def tune_friction(simulator: MujocoSimulator, logs: Sequence[Trajectory]) -> float:
+    """Return the friction of a grid that gives the least position error, everything else nominal."""
+    tosses = Tosses(logs, np.array([log.measurements[0] for log in logs]))
+    return min((0.15, 0.17, 0.18, 0.19, 0.20, 0.22), key=lambda mu: float(tosses.errors(simulator, {FRICTION: mu})[:, 0].mean()))
+
+
+def save_fits(folder: Path, simulator: MujocoSimulator, fits: Mapping[str, Fit]) -> None:
+    """Write the values and, of the fit to all tosses, the MJCF with them in it."""
+    units = {p.name: p.unit for p in searched(simulator)} | {"drag": "1/s", "swirl": "1/s"}
+    write_json(folder / PARAMETERS, {n: {"tosses": f.tosses, "seconds": f.seconds, "flight": asdict(f.report), "values": {
+        k: {"value": x, "unit": units[k]} for k, x in f.values.items()}} for n, f in fits.items()})
+    if "all" in fits:
+        export_mjcf(ResidualDynamics(build(), values=expand(simulator, fits["all"].values)), folder / "cube.xml")
+
+
+def load_fits(folder: Path, tosses: int) -> dict[str, Fit]:
+    """Read the stored fits; that of all tosses only where it is of as many as now."""
+    path = folder / PARAMETERS
+    if not path.exists():
+        return {}
+    found = {}
+    for name, f in json.loads(path.read_text(encoding="utf-8")).items():
+        if name != "all" or f["tosses"] == tosses:
+            report = FlightReport(**{**f["flight"], "warnings": tuple(f["flight"]["warnings"])})
+            values = {k: x["value"] for k, x in f["values"].items()}
+            found[name] = Fit(tosses=f["tosses"], report=report, seconds=f["seconds"], values=values)
+    return found
+
+
+def _moved(free: Sequence[Parameter], z: Array, values: Mapping[str, float]) -> dict[str, float]:
+    """Return the values at a point of the search, which counts in spreads from where it started."""
+    found = {p.name: float(np.clip(values[p.name] + (p.prior_std or p.scale) * x, p.lower, p.upper)) for p, x in zip(free, z, strict=True)}
+    return {**values, **found}
+
+
+def _say(begin: float, text: str) -> None:
+    say(f"{time.monotonic() - begin:.0f} s: {text}")
