@@ -61,10 +61,10 @@ def identify(simulator: MujocoSimulator, logs: Sequence[Trajectory], *, minutes:
     values = {p.name: p.nominal for p in free} | {"gravity.z": -report.gravity, "drag": report.drag, "swirl": report.swirl}
     tosses = denoised(simulator, logs, report)
 
-    def simulate(z: Array, rows: NDArray[np.int64]) -> Array:
-        return tosses.poses(simulator, _moved(free, z, values), None, rows)
+    def simulate(z: Array, drawn: Tosses, rows: NDArray[np.int64]) -> Array:
+        return drawn.poses(simulator, _moved(free, z, values), None, rows)
 
-    horizons = (Horizon(10, 1),) if quick else HORIZONS
+    horizons = (Horizon(10, 1, 220),) if quick else HORIZONS
     z = search(tosses, simulate, len(free), scale=REQUIRED, minutes=minutes, horizons=horizons, tell=lambda s: _say(begin, s))
     found = _moved(free, z, values)
     position, rotation = tosses.errors(simulator, found).mean(0)
@@ -79,11 +79,11 @@ def learn(simulator: MujocoSimulator, logs: Sequence[Trajectory], fit: Fit, *, m
     tosses, networks = denoised(simulator, logs, fit.report), make(fit.values, seed=seed)
     first = weights(networks)
 
-    def simulate(z: Array, rows: NDArray[np.int64]) -> Array:
+    def simulate(z: Array, drawn: Tosses, rows: NDArray[np.int64]) -> Array:
         set_weights(networks, first + WEIGHT * z)
-        return tosses.poses(simulator, fit.values, law_of(networks, simulator.dt), rows)
+        return drawn.poses(simulator, fit.values, law_of(networks, simulator.dt), rows)
 
-    horizons = (Horizon(10, 1),) if quick else (Horizon(10, 5), Horizon(30, 2))
+    horizons = (Horizon(10, 1, 220),) if quick else (Horizon(10, 5, 220), Horizon(30, 2, 220))
     z = search(tosses, simulate, len(first), scale=REQUIRED, minutes=minutes, horizons=horizons, tell=lambda s: _say(begin, s))
     set_weights(networks, first + WEIGHT * z)
     position, rotation = tosses.errors(simulator, fit.values, law_of(networks, simulator.dt)).mean(0)

@@ -27,7 +27,7 @@ LAW = (Parameter(name="impact_friction", nominal=0.15, lower=0.05, upper=0.4, pr
 """The friction law's further numbers, see ``toss_rollout.load_friction``; a model without them has one friction."""
 
 SPREADS = {
-    FRICTION: 0.008, "solref:floor.timeconst": 0.0015, "solref:floor.dampratio": 0.08, "solimp:floor.dmin": 0.03, "solimp:floor.dmax": 0.02,
+    FRICTION: 0.02, "solref:floor.timeconst": 0.0015, "solref:floor.dampratio": 0.08, "solimp:floor.dmin": 0.03, "solimp:floor.dmax": 0.02,
     "solimp:floor.width": 0.0005, **dict.fromkeys((f"pseudo_inertia:cube.d{k}" for k in (1, 2, 3)), 0.03),
     **dict.fromkeys((f"pseudo_inertia:cube.t{k}" for k in (1, 2, 3)), 0.0004), "pos:floor.z": 0.0004,
     "gravity.x": 0.02, "gravity.y": 0.02, "gravity.z": 0.02, "opt.impratio": 4.0}

@@ -35,16 +35,18 @@ class Horizon(NamedTuple):
     """Rows after the first touch that are compared."""
     steps: int
     """Largest number of steps."""
+    most: int
+    """Tosses drawn anew for each step; all where there are no more."""
 
 
-HORIZONS = (Horizon(10, 10), Horizon(30, 4), Horizon(1000, 2))
+HORIZONS = (Horizon(10, 8, 220), Horizon(30, 4, 220), Horizon(1000, 8, 150))
 
-Simulate = Callable[[Array, NDArray[np.int64]], Array]
-"""From a point of the search and rows to simulate of each toss to poses [tosses, rows, 7]."""
+Simulate = Callable[[Array, Tosses, NDArray[np.int64]], Array]
+"""From a point of the search, tosses and rows to simulate of each to poses [tosses, rows, 7]."""
 
 
 def search(tosses: Tosses, simulate: Simulate, size: int, *, scale: tuple[float, float], horizons: Sequence[Horizon] = HORIZONS,
-           prior: float = 2e-4, minutes: float = 20.0, tell: Callable[[str], None] = lambda _: None) -> Array:
+           prior: float = 2e-4, minutes: float = 20.0, seed: int = 0, tell: Callable[[str], None] = lambda _: None) -> Array:
     """Return the point that errs least, shape [size]; it starts at zero, and one unit is a typical change.
 
     Args:
@@ -55,40 +57,43 @@ def search(tosses: Tosses, simulate: Simulate, size: int, *, scale: tuple[float,
         horizons: Stages, in order.
         prior: Weight of ``z²`` beside the mean error of a toss.
         minutes: After which it ends in any case.
+        seed: Of the draws of tosses.
         tell: Receives a line a step.
     """
-    z, end = np.zeros(size), time.monotonic() + 60 * minutes
-
-    def errors(z: Array, horizon: Horizon) -> list[Array]:
-        return _differences(tosses, simulate, z, horizon, scale)
-
+    z, end, rng = np.zeros(size), time.monotonic() + 60 * minutes, np.random.default_rng(seed)
     for horizon in horizons:
-        damping = 1.0
+        damping, idle = 1.0, 0
         for step in range(horizon.steps):
-            start = errors(z, horizon)
+            drawn = tosses.draw(rng, horizon.most)
+
+            def errors(z: Array, horizon: Horizon = horizon, drawn: Tosses = drawn) -> list[Array]:
+                return _differences(drawn, simulate, z, horizon, scale)
+
+            start = errors(z)
             weights, loss = _weigh(start)
             flat = _flatten(start, weights)
             columns = []
             for k in range(size):
                 moved = z + STEP * np.eye(size)[k]
-                columns.append((_flatten(errors(moved, horizon), weights) - flat) / STEP)
+                columns.append((_flatten(errors(moved), weights) - flat) / STEP)
                 if time.monotonic() > end:
                     return z
             jacobian = np.stack(columns, 1)
             most = np.percentile(np.abs(jacobian), 99.5)
             jacobian = jacobian.clip(-most, most)  # a toss that falls on another face tells nothing of the slope
-            pull, hessian = prior * len(tosses.logs), jacobian.T @ jacobian
+            pull, hessian = prior * len(drawn.logs), jacobian.T @ jacobian
             before, after = loss + 0.5 * prior * z @ z, np.inf
             for _ in range(4):
                 matrix = hessian + pull * np.eye(size) + damping * np.diag(np.diag(hessian))
                 new = z - np.linalg.solve(matrix, jacobian.T @ flat + pull * z).clip(-LARGEST, LARGEST)
-                after = _weigh(errors(new, horizon))[1] + 0.5 * prior * new @ new
+                after = _weigh(errors(new))[1] + 0.5 * prior * new @ new
                 if after < before:
                     z, damping = new, max(damping / 3, 0.01)
                     break
                 damping *= 4
             tell(f"{horizon.rows} rows after touch, step {step}: {before:.4f} -> {after:.4f}")
-            if not after < before * (1 - ENOUGH):
+            idle = 0 if after < before * (1 - ENOUGH) else idle + 1
+            if idle == 2 or (idle and len(drawn.logs) == len(tosses.logs)):
                 break
     return z
 
@@ -96,7 +101,7 @@ def search(tosses: Tosses, simulate: Simulate, size: int, *, scale: tuple[float,
 def _differences(tosses: Tosses, simulate: Simulate, z: Array, horizon: Horizon, scale: tuple[float, float]) -> list[Array]:
     """Return scaled differences of position and attitude of each toss, shape [compared rows, 6], their squares averaged over rows."""
     rows = np.minimum(tosses.rows, tosses.touch + horizon.rows)
-    poses, found = simulate(z, rows), []
+    poses, found = simulate(z, tosses, rows), []
     every = 2 if horizon.rows <= 10 else 4
     for log, x, first, n in zip(tosses.logs, poses, tosses.touch, rows, strict=True):
         k = np.arange(min(first + 2, n - 1), n, every)

@@ -75,6 +75,13 @@ class Tosses:
         self.rows = np.array([len(log.measurements) for log in logs])
         self.touch = np.array([int(np.argmax(cube.lowest_corner(x[:, :3], x[:, 3:7]) < 0.002)) for x in (log.measurements for log in logs)])
 
+    def draw(self, rng: np.random.Generator, most: int) -> Tosses:
+        """Return some of the tosses, drawn at random, or these where there are no more."""
+        if len(self.logs) <= most:
+            return self
+        chosen = rng.choice(len(self.logs), most, replace=False)
+        return Tosses([self.logs[k] for k in chosen], self.starts[chosen])
+
     def poses(self, simulator: MujocoSimulator, values: Mapping[str, float], law: Law | None = None,
               rows: NDArray[np.int64] | None = None) -> Array:
         """Return position and quaternion, shape [len(logs), most rows, 7]; arguments as in ``toss_rollout.rollout``."""

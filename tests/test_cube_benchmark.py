@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from residual_mbrl.rollouts import rollout
+from residual_mbrl.trajectories import Trajectory
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -19,7 +20,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def modules(monkeypatch):
     """The benchmark's modules by name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("cube_model", "toss_rollout", "learned_contact")
+    names = ("cube_model", "toss_rollout", "learned_contact", "tosses", "toss_search")
     yield {n: importlib.import_module(n) for n in names}
     for n in names:
         sys.modules.pop(n, None)
@@ -86,3 +87,27 @@ def test_networks_start_as_the_law(modules):
     found = learned.law_of(networks, 0.0068)(corners, own)
     assert np.abs(found["friction"] - fast.load_friction(corners, VALUES)).max() < 0.01
     assert found["timeconst"] == pytest.approx(own["timeconst"])
+
+
+def test_search_finds_what_was_planted(modules):
+    """Friction and the time constant of tosses of this very model, from values far off."""
+    model, fast, tosses, search = (modules[n] for n in ("cube_model", "toss_rollout", "tosses", "toss_search"))
+    simulator, rng, n, rows = model.build(), np.random.default_rng(3), 12, 60
+    q = rng.standard_normal((n, 4))
+    starts = np.concatenate([np.zeros((n, 2)), rng.uniform(0.12, 0.15, (n, 1)), q / np.linalg.norm(q, axis=1, keepdims=True),
+                             rng.uniform(-1, 1, (n, 3)), rng.uniform(-3, 3, (n, 3))], 1)
+    names, true = ("friction:floor.slide", "solref:floor.timeconst"), (0.24, 0.013)
+    x = fast.rollout(simulator, starts, np.full(n, rows), dict(zip(names, true, strict=True)))
+    time = simulator.dt * np.arange(rows)
+    logs = [Trajectory(name=f"toss{k}", command_time=time, commands=np.zeros((rows, 0)), command_names=(), measurement_time=time,
+                       measurements=np.concatenate([p, np.zeros((rows, 6))], 1), measurement_names=tuple("abcdefghijklm")) for k, p in enumerate(x)]
+    data = tosses.Tosses(logs, starts)
+
+    def values(z):
+        return {names[0]: 0.15 + 0.02 * z[0], names[1]: 0.02 + 0.0015 * z[1]}
+
+    lines = []
+    z = search.search(data, lambda z, d, r: d.poses(simulator, values(z), None, r), 2, scale=(0.0142, 0.292), tell=lines.append,
+                      horizons=[search.Horizon(10, 8, 100), search.Horizon(30, 4, 100)])
+    assert [values(z)[k] for k in names] == pytest.approx(true, rel=0.05)
+    assert len(lines) >= 3
