@@ -39,13 +39,15 @@ class Horizon(NamedTuple):
     """Tosses drawn anew for each step; all where there are no more."""
 
 
-HORIZONS = (Horizon(10, 8, 220), Horizon(30, 4, 220), Horizon(1000, 8, 150))
+IMPACTS = (Horizon(10, 8, 220), Horizon(30, 4, 220))
+WHOLE = (Horizon(1000, 9, 150),)
+SCORED = (Horizon(1000, 5, 150),)
 
 Simulate = Callable[[Array, Tosses, NDArray[np.int64]], Array]
 """From a point of the search, tosses and rows to simulate of each to poses [tosses, rows, 7]."""
 
 
-def search(tosses: Tosses, simulate: Simulate, size: int, *, scale: tuple[float, float], horizons: Sequence[Horizon] = HORIZONS,
+def search(tosses: Tosses, simulate: Simulate, size: int, *, scale: tuple[float, float], horizons: Sequence[Horizon],
            prior: float = 2e-4, minutes: float = 20.0, seed: int = 0, tell: Callable[[str], None] = lambda _: None) -> Array:
     """Return the point that errs least, shape [size]; it starts at zero, and one unit is a typical change.
 
@@ -62,7 +64,7 @@ def search(tosses: Tosses, simulate: Simulate, size: int, *, scale: tuple[float,
     """
     z, end, rng = np.zeros(size), time.monotonic() + 60 * minutes, np.random.default_rng(seed)
     for horizon in horizons:
-        damping, idle = 1.0, 0
+        damping, idle, visited = 1.0, 0, [z]
         for step in range(horizon.steps):
             drawn = tosses.draw(rng, horizon.most)
 
@@ -93,8 +95,11 @@ def search(tosses: Tosses, simulate: Simulate, size: int, *, scale: tuple[float,
                 damping *= 4
             tell(f"{horizon.rows} rows after touch, step {step}: {before:.4f} -> {after:.4f}")
             idle = 0 if after < before * (1 - ENOUGH) else idle + 1
+            visited.append(z)
             if idle == 2 or (idle and len(drawn.logs) == len(tosses.logs)):
                 break
+        if len(drawn.logs) < len(tosses.logs):  # each step is as good as the tosses drawn for it
+            z = np.mean(visited[-(len(visited) // 2) :], 0)
     return z
 
 
