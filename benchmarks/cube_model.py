@@ -24,10 +24,10 @@ SHAPE = (*(Parameter(name=f"half_width.{a}", nominal=HALF_WIDTH, lower=0.045, up
 LAW = (Parameter(name="impact_friction", nominal=0.15, lower=0.05, upper=0.4, prior_std=0.008),
        Parameter(name="impact_speed", nominal=0.5, lower=0.05, upper=5.0, unit="m/s", prior_std=0.1),
        Parameter(name="depth_rate", nominal=100.0, lower=0.0, upper=500.0, unit="1/s", prior_std=30.0))
-"""The friction law's further numbers, see ``load_friction``; a model without them has one friction."""
+"""The friction law's further numbers, see ``toss_rollout.load_friction``; a model without them has one friction."""
 
 SPREADS = {
-    FRICTION: 0.008, "solref:floor.timeconst": 0.0015, "solref:floor.dampratio": 0.08, "solimp:floor.dmin": 0.03, "solimp:floor.dmax": 0.02,
+    FRICTION: 0.02, "solref:floor.timeconst": 0.0015, "solref:floor.dampratio": 0.08, "solimp:floor.dmin": 0.03, "solimp:floor.dmax": 0.02,
     "solimp:floor.width": 0.0005, **dict.fromkeys((f"pseudo_inertia:cube.d{k}" for k in (1, 2, 3)), 0.03),
     **dict.fromkeys((f"pseudo_inertia:cube.t{k}" for k in (1, 2, 3)), 0.0004), "pos:floor.z": 0.0004,
     "gravity.x": 0.02, "gravity.y": 0.02, "gravity.z": 0.02, "opt.impratio": 4.0}
@@ -52,9 +52,9 @@ def build() -> MujocoSimulator:
     return MujocoSimulator(CUBE, Parameters(*chosen), dt=0.0068, threads=1)
 
 
-def searched(simulator: MujocoSimulator, *, law: bool) -> list[Parameter]:
+def searched(simulator: MujocoSimulator) -> list[Parameter]:
     """Return what a search may change."""
-    return [*simulator.parameters.free(), *SHAPE, *(LAW if law else ())]
+    return [*simulator.parameters.free(), *SHAPE, *LAW]
 
 
 def expand(simulator: MujocoSimulator, values: Mapping[str, float]) -> dict[str, float]:

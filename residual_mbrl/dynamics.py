@@ -130,9 +130,9 @@ class ResidualDynamics(nn.Module):
             return Context(self.baseline.space, known, u, signals, own, self.dt, p, contacts, contacts_under if contacts else None)
 
         def contacts_under(force: Tensor | None) -> Contacts:
-            return self.baseline.contacts(known, executed, p, most=most, force=force)
+            return self.baseline.contacts(known, executed, p, most=most, reach=reach, force=force)
 
-        most = max((r.most_contacts for r in residuals), default=0)
+        most, reach = (max((getattr(r, n) for r in residuals), default=0) for n in ("most_contacts", "contact_reach"))
         drives = {i: context(self._memory[i], action, {}) for i, r in enumerate(residuals) if r.port is Port.ACTION}
         executed = action
         for i, seen in drives.items():

@@ -70,6 +70,9 @@ class FlightReport:
         velocity_scale: Logged horizontal velocity over the slope of the poses [1].
         velocity_lag: Time by which logged velocities are late [s], from the vertical one.
         rate_error: RMS of logged angular velocity against that of the poses [rad/s].
+        drag: Deceleration along the horizontal velocity, per velocity [1/s].
+        swirl: Acceleration across it, counterclockwise from above, per velocity [1/s]: no air does that, a turning frame of the
+            trackers would.
         warnings: What is wrong, and the parameter that takes it up.
     """
 
@@ -79,6 +82,8 @@ class FlightReport:
     velocity_scale: float
     velocity_lag: float
     rate_error: float
+    drag: float
+    swirl: float
     warnings: tuple[str, ...]
 
     @property
@@ -129,33 +134,65 @@ def examine(flights: Sequence[Poses]) -> FlightReport:
     scale = float((flat * logged).sum() / (flat * flat).sum()) if (flat * flat).sum() > 0 else 1.0
     lag = float(np.median(velocity[:, 2] / scale - slope[:, 2]) / gravity)
     dt = float(np.median(np.diff(used[0].time)))
+    drag, swirl = _velocity_response(fits, [len(f) for f in used])
     return FlightReport(flights=len(used), gravity=gravity, gravity_error=error, velocity_scale=scale, velocity_lag=lag,
-                        rate_error=_rate_error(used, [0, 1, 2, 3]), warnings=_warnings(gravity, error, scale, lag, dt))
+                        rate_error=_rate_error(used, [0, 1, 2, 3]), drag=drag, swirl=swirl,
+                        warnings=_warnings(gravity, error, scale, lag, dt))
 
 
-def first_state(flight: Poses, gravity: float) -> Array:
-    """Return the state at the first row that fits the whole flight best: [position, quaternion, velocity, body rate], shape [13].
+def first_state(flight: Poses, gravity: float, *, drag: float = 0.0, swirl: float = 0.0, skip: int = 0) -> Array:
+    """Return the state at the first row that fits the flight best: [position, quaternion, velocity, body rate], shape [13].
 
-    Position ``p + v t - g t²/2``, attitude ``q ⊗ exp(ω t)`` with constant ω: exact for bodies with three equal moments of
+    Position ``p + v t + a t²/2``, attitude ``q ⊗ exp(ω t)`` with constant ω: exact for bodies with three equal moments of
     inertia. It removes the noise of a single frame, from which a rollout through impacts would magnify it.
 
     Args:
-        flight: Rows in free flight, at least three.
+        flight: Rows in free flight, at least three after those skipped.
         gravity: Downward acceleration in the log's units [m/s²], as ``examine`` finds it.
+        drag: Horizontal deceleration per velocity [1/s].
+        swirl: Acceleration across the velocity, per velocity [1/s].
+        skip: First rows that are left out, as the body still was in a hand; the fit is carried back over them.
     """
     t = flight.time - flight.time[0]
-    fallen = flight.position + 0.5 * np.outer(t**2, [0, 0, gravity])
-    velocity, position = np.polyfit(t, fallen, 1)
+    slope = np.polyfit(t[skip:], flight.position[skip:], 1)[0]
+    pull = np.array([-drag * slope[0] - swirl * slope[1], swirl * slope[0] - drag * slope[1], -gravity])
+    straight = flight.position - 0.5 * np.outer(t**2, pull)
+    velocity, position = np.polyfit(t[skip:], straight[skip:], 1)
+    t, quaternion = t[skip:], flight.quaternion[skip:]
 
     def error(x: Array) -> Array:
-        return _log(_product(_conjugate(_attitude(x, t)), flight.quaternion)).ravel()
+        return _log(_product(_conjugate(_attitude(x, t)), quaternion)).ravel()
 
     def _attitude(x: Array, t: Array) -> Array:
-        return _product(_product(flight.quaternion[:1], _exp(x[None, :3])), _exp(np.outer(t, x[3:])))
+        return _product(_product(quaternion[:1], _exp(x[None, :3])), _exp(np.outer(t - t0, x[3:])))
 
-    start = np.concatenate([np.zeros(3), _rates(flight.quaternion, t).mean(0)])
+    t0 = t[0]
+    start = np.concatenate([np.zeros(3), _rates(quaternion, t).mean(0)])
     x = least_squares(error, start).x
-    return np.concatenate([position, _attitude(x, t[:1])[0], velocity, x[3:]])
+    return np.concatenate([position, _attitude(x, np.zeros(1))[0], velocity, x[3:]])
+
+
+def rotation_between(one: Array, other: Array) -> Array:
+    """Return the rotation vector, in the first body's frame, that turns one attitude into the other [rad], shape [..., 3].
+
+    Args:
+        one: Quaternions w-x-y-z of unit length, shape [..., 4].
+        other: The same.
+    """
+    return _log(_product(_conjugate(one), other))
+
+
+def _velocity_response(fits: Sequence[Array], rows: Sequence[int]) -> tuple[float, float]:
+    """Return drag and swirl [1/s] from parabolas fitted to flights, curvature against mean velocity; long ones count more."""
+    sure = np.asarray(rows, dtype=float) ** 2.5  # one over the standard deviation of a fitted curvature
+    ends = [np.polyval(np.polyder(fit[:, k]), 0.0) for fit in fits for k in (0, 1)]
+    x, y = np.array(ends).reshape(-1, 2).T
+    ax, ay = np.array([2 * fit[0, :2] for fit in fits]).T
+    one, none = np.ones_like(x), np.zeros_like(x)
+    columns = np.concatenate([np.stack([-x, -y, one, none], 1), np.stack([-y, x, none, one], 1)])
+    weight = np.concatenate([sure, sure])
+    drag, swirl, *_ = np.linalg.lstsq(columns * weight[:, None], np.concatenate([ax, ay]) * weight, rcond=None)[0]
+    return float(drag), float(swirl)
 
 
 def _warnings(gravity: float, error: float, scale: float, lag: float, dt: float) -> tuple[str, ...]:

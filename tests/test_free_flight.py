@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from residual_mbrl.errors import LogError
-from residual_mbrl.free_flight import GRAVITY, Poses, check_quaternions, examine, first_state
+from residual_mbrl.free_flight import GRAVITY, Poses, check_quaternions, examine, first_state, rotation_between
 
 DT = 0.0068
 
@@ -101,3 +101,35 @@ def test_the_first_state_averages_noise():
     error = [first_state(n, GRAVITY)[7:10] - e.velocity[0] for e, n in zip(exact, noisy, strict=True)]
     differences = [(n.position[1] - n.position[0]) / DT - (e.position[1] - e.position[0]) / DT for e, n in zip(exact, noisy, strict=True)]
     assert np.std(error) < 0.2 * np.std(differences)
+
+
+def curved(seed, drag=0.05, swirl=0.12, rows=20):
+    """A flight with an acceleration along and across its horizontal velocity."""
+    f = flight(seed, rows)
+    slope = f.velocity[0]
+    pull = np.array([-drag * slope[0] - swirl * slope[1], swirl * slope[0] - drag * slope[1], 0.0])
+    return replace(f, position=f.position + 0.5 * np.outer(f.time**2, pull), velocity=f.velocity + np.outer(f.time, pull))
+
+
+def test_drag_and_swirl_are_found():
+    """Both from the curvature of the horizontal path, zero where it is straight."""
+    report = examine([curved(k) for k in range(8)])
+    assert (report.drag, report.swirl) == pytest.approx((0.05, 0.12), abs=1e-6)
+    straight = examine([flight(k) for k in range(8)])
+    assert (straight.drag, straight.swirl) == pytest.approx((0, 0), abs=1e-6)
+
+
+def test_first_state_leaves_out_the_release():
+    """Rows in which a hand still turns the body do not count, and the flight is carried back over them."""
+    f = curved(3)
+    held = np.array([0.01, -0.02, 0.005]) * np.arange(5, 0, -1)[:, None] ** 2 / 25
+    pushed = replace(f, position=f.position.copy(), quaternion=f.quaternion.copy())
+    pushed.position[:5] += 0.1 * held
+    turned = Rotation.from_quat(f.quaternion[:5], scalar_first=True) * Rotation.from_rotvec(held)
+    pushed.quaternion[:5] = turned.as_quat(scalar_first=True)
+    found = first_state(pushed, GRAVITY, drag=0.05, swirl=0.12, skip=5)
+    assert found[:3] == pytest.approx(f.position[0], abs=1e-5)
+    assert found[7:10] == pytest.approx(f.velocity[0], abs=1e-3)
+    assert found[10:] == pytest.approx(f.omega[0], abs=1e-6)
+    assert rotation_between(found[3:7], f.quaternion[0]) == pytest.approx(np.zeros(3), abs=1e-6)
+    assert np.abs(first_state(pushed, GRAVITY)[10:] - f.omega[0]).max() > 0.01

@@ -121,6 +121,7 @@ class Residual(nn.Module, ABC):
         memory_names: Names of the memory entries that the residual keeps in the state.
         most_contacts: How many contacts of a world it looks at; the baseline is asked for none where no residual looks. One that does
             sees nothing else and takes them as given, so that its derivative by state and action is zero.
+        contact_reach: Distance [m] up to which it looks at pairs that do not touch yet.
         features: Map of the inputs that its network sees; holds the normaliser.
     """
 
@@ -128,6 +129,7 @@ class Residual(nn.Module, ABC):
     live: str | None = None
     memory_names: tuple[str, ...] = ()
     most_contacts: int = 0
+    contact_reach: float = 0.0
     features: FeatureMap
 
     @abstractmethod
