@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from residual_mbrl.baselines import Baseline, Parameters, Port, Values, WarpStep
+from residual_mbrl.baselines import Baseline, Parameters, Port, Values, WarpFunction, WarpStep
 from residual_mbrl.physics.mechanical import Integrator
 from residual_mbrl.physics.quadrotor_forces import Body, acceleration, air_drag, alike, body_of, lagged, reaction, times
 from residual_mbrl.physics.quadrotor_parameters import PARAMETERS
-from residual_mbrl.physics.quadrotor_warp import warp_substep
+from residual_mbrl.physics.quadrotor_warp import warp_signals, warp_substep
 from residual_mbrl.physics.rotations import cross, exponential_rate, rotate, rotate_back
 from residual_mbrl.spaces import StateSpace
 
@@ -144,6 +144,10 @@ class Quadrotor(Baseline):
             return None
         h = self.dt / self.substeps
         return WarpStep(warp_substep(self.parameters.names, self.rotors, h=h, integrator=self.integrator), self.substeps)
+
+    def warp_signals(self) -> dict[str, tuple[int, WarpFunction]]:
+        """Return the signals as Warp functions; none where a subclass changes what they are made of."""
+        return {} if type(self).signals is not Quadrotor.signals else warp_signals(self.parameters.names)
 
     def _semi_implicit(self, pose: Tensor, twist: Tensor, speed: Tensor, target: Tensor, force: Tensor | None, body: Body,
                        h: float) -> tuple[Tensor, Tensor, Tensor]:

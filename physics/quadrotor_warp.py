@@ -43,6 +43,35 @@ def warp_substep(names: Sequence[str], rotors: Sequence[Sequence[int]], *, h: fl
     return substep
 
 
+def warp_signals(names: Sequence[str]) -> dict[str, tuple[int, WarpFunction]]:
+    """Return length and Warp form ``(x, u, p) -> vector`` of each signal of a quadrotor with these parameters."""
+    import warp as wp  # noqa: PLC0415
+
+    v3, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (3, 4))
+    back, (_, attitude, velocity, _, speeds, _) = _turning().back, _layout()
+    k1, k2, k3, k4 = (list(names).index(f"thrust{i}") for i in (1, 2, 3, 4))
+
+    @wp.func
+    def upright(x: Any) -> Any:
+        q = attitude(x)
+        return q / wp.sqrt(wp.dot(q, q))
+
+    @wp.func
+    def thrust(x: Any, u: Any, p: Any) -> Any:
+        s = speeds(x)
+        return v4(p[k1] * s[0] * wp.abs(s[0]), p[k2] * s[1] * wp.abs(s[1]), p[k3] * s[2] * wp.abs(s[2]), p[k4] * s[3] * wp.abs(s[3]))
+
+    @wp.func
+    def body_velocity(x: Any, u: Any, p: Any) -> Any:
+        return back(upright(x), velocity(x))
+
+    @wp.func
+    def gravity_direction(x: Any, u: Any, p: Any) -> Any:
+        return back(upright(x), v3(0.0, 0.0, -1.0))
+
+    return {"thrust": (4, thrust), "body_velocity": (3, body_velocity), "gravity_direction": (3, gravity_direction)}
+
+
 class _Turning(NamedTuple):
     """Rotations in Warp; quaternions are four-vectors w-x-y-z, Warp's own are x-y-z-w."""
 
