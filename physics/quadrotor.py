@@ -40,9 +40,10 @@ class Quadrotor(Baseline):
 
         dΩ_i/dt = (g_u b^e u_i - Ω_i) / τ                 b battery, e its exponent, g_u command gain
         f_d = -(D + d_r Σ|Ω_i| diag(1, 1, 0) + d_q |v_p|) v_p
-        m dv_c/dt = R (Σ T_i z + f_d) - m g z + force
-        J dω/dt = Σ (r_i - c) × T_i z - k_m Σ s_i Ω_i |Ω_i| z + (r_p - c) × f_d - K ω + trim - c × Rᵀ force + torque
-                  - ω × (J ω + h z) - dh/dt z
+        l = k_l |v_b × z|²                                lift gained across the rotors, with v_b = Rᵀ v_c
+        m dv_c/dt = R ((Σ T_i + l) z + f_d) - m g z + force
+        J dω/dt = Σ (r_i - c) × T_i z - c × l z - k_m Σ s_i Ω_i |Ω_i| z - (M + M_a v_b,z) (z × v_b) + (r_p - c) × f_d - K ω + trim
+                  - c × Rᵀ force + torque - ω × (J ω + h z) - dh/dt z
 
     Speeds are exact for a held command. Semi-implicit Euler takes the speeds, then the velocities, then the pose at the end
     of each substep; RK4 is of fourth order in the exponential chart (Munthe-Kaas), and as h is taken as a change of momentum,
