@@ -35,7 +35,8 @@ SCALES = {"inertia_xx": 1e-5, "inertia_yy": 1e-5, "centre_x": 1e-3, "centre_y": 
 FORCE_SPREAD = (0.045, 0.045, 0.045, 1.75e-4, 1.75e-4, 3.2e-6)
 """Missing forces [N] and torques [N·m] that count as one in the balance: 1 m/s², 5 and 5 and 1 rad/s²."""
 
-SEEN = ("body_velocity", "wx", "wy", "wz", "gravity_direction")
+SEEN = ("wx", "wy", "wz")
+"""What the networks see of the state. Velocity and tilt, seen as well, made trajectories of an unknown type worse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,15 @@ class Design:
         training: Options of the fit.
     """
 
-    hidden: Sequence[int] = (32,)
+    hidden: Sequence[int] = ()
     rate_hidden: Sequence[int] = ()
-    lags: Sequence[int] = (0, 1, 2, 6)
+    lags: Sequence[int] = (0, 1)
     fading: Sequence[float] = (0.04, 0.2, 2.0)
     rate_fading: Sequence[float] = (0.1, 0.6)
     lengths: Sequence[int] = (4, 10, 20, 40, 150)
     levelling: float = 0.5
-    training: HorizonOptions = field(default_factory=HorizonOptions)
+    training: HorizonOptions = field(
+        default_factory=lambda: HorizonOptions(steps=600, batch=384, ridge=0.3, ridge_recall=0.1))
 
 
 def build() -> Quadrotor:
@@ -95,8 +97,8 @@ def windows_of(logs: Sequence[Trajectory], balanced: ResidualDynamics, design: D
         states, actions = rows_of(log)
         parts.append(StartedWindows.cut(states, actions, context.of_log(balanced, states, actions), torch.ones(len(GROUPS)), known=13,
                                         horizon=nanodrone.HORIZON, lead=max(design.lags), stride=stride, skip=skip))
-    naive = {log.group: torch.tensor(np.mean([nanodrone.errors(x, nanodrone.naive(x)).mean((0, 1)) for x in logs if x.group == log.group], 0))
-             for log in logs}
+    held = {log.name: nanodrone.errors(log, nanodrone.naive(log)).mean((0, 1)) for log in logs}
+    naive = {log.group: torch.tensor(np.mean([held[x.name] for x in logs if x.group == log.group], 0)) for log in logs}
     middle = torch.stack([n.log() for n in naive.values()]).mean(0).exp()
     share = torch.tensor(SHARES)
     units = [(naive[log.group] ** design.levelling * middle ** (1 - design.levelling) * share).float() for log in logs]
@@ -118,7 +120,7 @@ def residuals(design: Design, context: int, seed: int) -> list[MemoryForce | Mem
     """Return the body force and torque, and the rates of position and attitude, before training."""
     def make(kind: type[MemoryForce] | type[MemoryRate], scale: Sequence[float], fading: Sequence[float], hidden: Sequence[int],
              own: int) -> MemoryForce | MemoryRate:
-        return kind(nv=6, nu=4, features=[Feature(source=n) for n in SEEN], sizes=[3, 1, 1, 1, 3], scale=scale, context=context,
+        return kind(nv=6, nu=4, features=[Feature(source=n) for n in SEEN], scale=scale, context=context,
                     lags=design.lags, fading=fading, dt=nanodrone.DT, hidden=hidden, encoder=(), body_frame=True, seed=own)
 
     return [make(MemoryForce, (0.15, 0.15, 0.15, 1.2e-3, 1.2e-3, 2e-4), design.fading, design.hidden, 2 * seed),
@@ -148,14 +150,15 @@ def identify(logs: Sequence[Trajectory], design: Design, *, stride: int = 7, ste
     return balanced, fit_over_horizon(balanced, windows_of(logs, balanced, design, stride=stride), GROUPS, free(baseline), options)
 
 
-def correct(logs: Sequence[Trajectory], balanced: ResidualDynamics, design: Design, *, stride: int = 5, seed: int = 0) -> ResidualDynamics:
+def correct(logs: Sequence[Trajectory], balanced: ResidualDynamics, design: Design, *, stride: int = 7, seed: int = 0) -> ResidualDynamics:
     """Return the balanced model with residuals, trained with its parameters."""
     windows = windows_of(logs, balanced, design, stride=stride)
     start = balanced.with_residuals(residuals(design, windows.context.shape[-1], seed))
     return fit_over_horizon(start, windows, GROUPS, free(build()), replace(design.training, seed=seed))
 
 
-def predictions(dynamics: ResidualDynamics, balanced: ResidualDynamics, log: Trajectory, design: Design, chunk: int = 1024) -> nanodrone.Prediction:
+def predictions(dynamics: ResidualDynamics, balanced: ResidualDynamics, log: Trajectory, design: Design,
+                chunk: int = 1024) -> nanodrone.Prediction:
     """Return the predictions from every row of a flight, each from what was known at that row."""
     windows, found = windows_of([log], balanced, design, stride=1, skip=0), []
     with torch.no_grad():

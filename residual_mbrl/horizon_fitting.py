@@ -177,7 +177,8 @@ def fit_over_horizon(dynamics: ResidualDynamics, windows: StartedWindows, groups
     values = lambda: {p.name: p.nominal + p.scale * z[i] for i, p in enumerate(free)}  # noqa: E731
     weights = list(fitted.parameters())
     optimiser = torch.optim.Adam([{"params": weights, "lr": options.rate}, {"params": [z], "lr": 2 * options.rate}], betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: min(1.0, (k + 1) / 50) * 0.5 * (1 + math.cos(math.pi * k / options.steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda k: min(1.0, (k + 1) / 50) * 0.5 * (1 + math.cos(math.pi * k / options.steps)))
     generator = torch.Generator().manual_seed(options.seed)
     horizons = [h for h, share in options.stages for _ in range(round(share * options.steps))]
     for step, horizon in enumerate(horizons[: options.steps]):
@@ -187,7 +188,8 @@ def fit_over_horizon(dynamics: ResidualDynamics, windows: StartedWindows, groups
         cost = (error / part.unit[:, None, :]).clamp(max=LARGEST).mean()
         optimiser.zero_grad()
         (cost + _penalty(memories, options)).backward()
-        torch.nn.utils.clip_grad_norm_([*weights, z], 1.0)
+        if weights:
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
         with torch.no_grad():

@@ -24,6 +24,9 @@ RINGING = 0.4
 MOST_HELD = 0.05
 """Share of repeated rows that is worth a warning."""
 
+MOST_FLAT = 0.01
+"""Share of rows at a motor's limit that is worth a warning."""
+
 LONGEST_GAP = 5
 """Rows that may be missing in one place and are interpolated."""
 
@@ -59,10 +62,10 @@ def without_spikes(name: str, speeds: Array, limits: tuple[float, float] = SPEED
             raise LogError(f"{name}: {100 * share:.0f} % of the speeds of motor {k + 1} are outside {limits[0]:g} to {limits[1]:g} krad/s "
                            f"(median {np.median(speeds[:, k]):.4g}): expected rad/s in flight; eRPM is rad/s · 60 · pole pairs / 2π")
     fixed, rows = speeds.copy(), np.arange(len(speeds))
-    for k in np.flatnonzero(bad.any(0)):
+    for k in map(int, np.flatnonzero(bad.any(0))):
         fixed[bad[:, k], k] = np.interp(rows[bad[:, k]], rows[~bad[:, k]], speeds[~bad[:, k], k])
     found = [f"motor {k + 1}: {int(bad[:, k].sum())} speed spikes up to {np.abs(speeds[bad[:, k], k]).max():.4g} krad/s, interpolated"
-             for k in np.flatnonzero(bad.any(0))]
+             for k in map(int, np.flatnonzero(bad.any(0)))]
     return Cleaned(fixed, tuple(found)), bad
 
 
@@ -139,8 +142,8 @@ def held_rows(measurements: Array) -> tuple[str, ...]:
 
 
 def saturated(speeds: Array) -> tuple[str, ...]:
-    """Name rotors that stay at their highest speed: what they were told is then not in the log."""
-    top = speeds.max()
-    at_top = (speeds > 0.995 * top).mean(0)
-    return tuple(f"motor {k + 1} is at its highest speed in {100 * share:.1f} % of the rows"
-                 for k, share in enumerate(at_top) if share > 0.005)
+    """Name rotors that stay flat at their highest speed: what they were told is then not in the log."""
+    top = speeds.max(0)
+    flat = (speeds[1:] > 0.999 * top) & (np.abs(np.diff(speeds, axis=0)) < 1e-4 * top)
+    return tuple(f"motor {k + 1} stays at its highest speed in {100 * share:.1f} % of the rows"
+                 for k, share in enumerate(flat.mean(0)) if share > MOST_FLAT)

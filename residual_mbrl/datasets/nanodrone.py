@@ -77,7 +77,7 @@ def read_log(path: Path, signals: Signals = "filtered") -> Trajectory:
     time, filled, lost = cleaning.without_gaps(name, d["t"], columns, DT)
     filled[1] /= np.linalg.norm(filled[1], axis=1, keepdims=True)
     measured = np.concatenate(filled[:4], 1)
-    repeated = cleaning.held_rows(d["w"] if suffix == "" and "w_raw" not in d else measured[:, 10:])
+    repeated = cleaning.held_rows(measured[:, 10:])
     warnings = (*found, *attitude.warnings, *battery.warnings, *lost, *repeated, *cleaning.saturated(filled[4]), *_bias(measured))
     return Trajectory(name=name, command_time=time, commands=filled[4], command_names=MOTORS, measurement_time=time, measurements=measured,
                       measurement_names=COLUMNS, units=UNITS, group=name.rstrip("0123456789"),
@@ -119,8 +119,8 @@ def errors(log: Trajectory, prediction: Prediction) -> Array:
     a, b = (q / np.linalg.norm(q, axis=-1, keepdims=True) for q in (prediction.quaternion, truth.quaternion))
     b = np.where((a * b).sum(-1, keepdims=True) < 0, -b, b)
     angle = 4 * np.arctan2(np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1))
-    return np.stack([np.linalg.norm(prediction.position - truth.position, axis=-1), np.linalg.norm(prediction.velocity - truth.velocity, axis=-1),
-                     angle, np.linalg.norm(prediction.rate - truth.rate, axis=-1)], -1)
+    distances = [np.linalg.norm(getattr(prediction, n) - getattr(truth, n), axis=-1) for n in ("position", "velocity", "rate")]
+    return np.stack([*distances[:2], angle, distances[2]], -1)
 
 
 def score(logs: Sequence[Trajectory], predictions: Mapping[str, Prediction], name: str) -> list[Metric]:

@@ -12,8 +12,10 @@ SERIES = 0.04
 
 
 def mover(space: StateSpace) -> Callable[[Any, Sequence[Any]], list[Any]]:
-    """Return ``moved(x, tangent)``: the entries of ``x ⊞ tangent``, of a baseline's state of nq + nv + na scalars and a tangent of its
-    positions and velocities, 2 nv scalars; activations stay.
+    """Return ``moved(x, tangent)``, the entries of ``x ⊞ tangent``; activations stay.
+
+    Args:
+        space: Of a baseline; x has nq + nv + na scalars, the tangent those of positions and velocities, 2 nv.
     """
     import warp as wp  # noqa: PLC0415  # only fused rollouts need it
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +48,8 @@ class Remembering(Residual):
     context_spread: Tensor
 
     def __init__(self, *, nv: int, nu: int, features: Sequence[Feature], sizes: Sequence[int] | None = None, scale: Sequence[float],
-                 context: int, lags: Sequence[int] = (0,), fading: Sequence[float] = (0.1, 1.0), dt: float, hidden: Sequence[int] = (64, 64),
-                 encoder: Sequence[int] = (32,), body_frame: bool = False, seed: int = 0) -> None:
+                 context: int, dt: float, lags: Sequence[int] = (0,), fading: Sequence[float] = (0.1, 1.0),
+                 hidden: Sequence[int] = (64, 64), encoder: Sequence[int] = (32,), body_frame: bool = False, seed: int = 0) -> None:
         super().__init__()
         if len(scale) != nv or min(scale) <= 0:
             raise ValueError(f"{type(self).__name__}: expected {nv} positive scales, received {tuple(scale)}")
@@ -180,7 +179,8 @@ class Remembering(Residual):
     def _warp_form(self, space: StateSpace, signals: Mapping[str, tuple[int, WarpFunction]], start: int) -> WarpForm | None:
         """Return the Warp form of a correction that begins at a place of the port's vector."""
         quaternion = sorted(space.quaternions)[0] if self.body_frame else None
-        layout = MemoryLayout(nv=self.nv, nu=self.nu, lags=self.lags, taps=self.taps, fades=len(self.fading), start=start, quaternion=quaternion)
+        layout = MemoryLayout(nv=self.nv, nu=self.nu, lags=self.lags, taps=self.taps, fades=len(self.fading), start=start,
+                              quaternion=quaternion)
         constants = [*self.command_mean.unbind(-1), *(1 / self.command_spread).unbind(-1), *self.scale]
         scalars = (lambda: [self.keeps]) if self.context else list
         return warp_memory_form(layout, self.features, self.network, constants, scalars, space, signals)
