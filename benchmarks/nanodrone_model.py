@@ -62,7 +62,7 @@ class Design:
     lengths: Sequence[int] = (4, 10, 20, 40, 150)
     levelling: float = 0.5
     training: HorizonOptions = field(
-        default_factory=lambda: HorizonOptions(steps=600, batch=384, ridge=0.3, ridge_recall=0.1))
+        default_factory=lambda: HorizonOptions(steps=600, batch=384, ridge=0.1, ridge_recall=0.01))
 
 
 def build() -> Quadrotor:

@@ -174,7 +174,10 @@ def fit_over_horizon(dynamics: ResidualDynamics, windows: StartedWindows, groups
     z = torch.tensor([(fitted.values[p.name] - p.nominal) / p.scale for p in free], dtype=windows.states.dtype, requires_grad=True)
     lower, upper = (torch.tensor([(b - p.nominal) / p.scale for p, b in zip(free, bounds, strict=True)], dtype=z.dtype)
                     for bounds in ([p.lower for p in free], [p.upper for p in free]))
-    values = lambda: {p.name: p.nominal + p.scale * z[i] for i, p in enumerate(free)}  # noqa: E731
+
+    def values() -> dict[str, Tensor]:
+        return {p.name: p.nominal + p.scale * z[i] for i, p in enumerate(free)}
+
     weights = list(fitted.parameters())
     optimiser = torch.optim.Adam([{"params": weights, "lr": options.rate}, {"params": [z], "lr": 2 * options.rate}], betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(

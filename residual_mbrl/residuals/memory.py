@@ -181,7 +181,7 @@ class Remembering(Residual):
         quaternion = sorted(space.quaternions)[0] if self.body_frame else None
         layout = MemoryLayout(nv=self.nv, nu=self.nu, lags=self.lags, taps=self.taps, fades=len(self.fading), start=start,
                               quaternion=quaternion)
-        constants = [*self.command_mean.unbind(-1), *(1 / self.command_spread).unbind(-1), *self.scale]
+        constants: list[Tensor | float] = [*self.command_mean.unbind(-1), *(1 / self.command_spread).unbind(-1), *self.scale]
         scalars = (lambda: [self.keeps]) if self.context else list
         return warp_memory_form(layout, self.features, self.network, constants, scalars, space, signals)
 

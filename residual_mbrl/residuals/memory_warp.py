@@ -109,7 +109,7 @@ def _correction(layout: MemoryLayout, y0: int, m0: int, c0: int) -> WarpFunction
         axis = v3(x[q0 + 1], x[q0 + 2], x[q0 + 3])
         once = wp.cross(axis, vector)
         squared = x[q0] * x[q0] + wp.dot(axis, axis)
-        return vector + (2.0 / squared) * (x[q0] * once + wp.cross(axis, once))  # type: ignore[operator]
+        return vector + (2.0 / squared) * (x[q0] * once + wp.cross(axis, once))
 
     @warp_function
     def corrected(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
