@@ -117,7 +117,10 @@ class Quadrotor(Baseline):
         return kinetic + body.weight * pose[..., 2]
 
     def dissipation_power(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Tensor:
-        """Return the power of air drag [W] at the start of the step, never positive, shape [*batch]."""
+        """Return the power of air drag [W] at the start of the step, never positive, shape [*batch].
+
+        What air does by way of turning rotors, ``flow_moment`` and ``translational_lift``, is paid by the motors and not part of it.
+        """
         p = self.parameters.resolve(parameters, state)
         body = body_of(p, self.rotors)
         q, v, speed = self.space.split(state)

@@ -22,7 +22,8 @@ from residual_mbrl.physics.rotations import exponential_rate, rotate, rotate_bac
 from residual_mbrl.residuals import CommandActuator, Feature, Unstructured
 from residual_mbrl.rollouts import linearise, rollout
 
-ROTORLESS = {**{f"thrust{i}": 0.0 for i in (1, 2, 3, 4)}, "drag_torque": 0.0, "rotor_inertia": 0.0}
+ROTORLESS = {**{f"thrust{i}": 0.0 for i in (1, 2, 3, 4)}, "drag_torque": 0.0, "rotor_inertia": 0.0,
+             **{n: 0.0 for n in NAMES if n.startswith(("flow_moment", "translational_lift"))}}
 AIRLESS = {n: 0.0 for n in NAMES if n.startswith(("drag_", "rate_drag", "flow_moment", "translational_lift", "trim"))}
 HOVER = math.sqrt(0.045 * 9.81 / 4 / 0.0372)
 
