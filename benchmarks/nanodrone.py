@@ -78,7 +78,7 @@ def main(options: Nanodrone) -> None:
     folder = Path(os.environ.get("RESIDUAL_MBRL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "nanodrone"
     if options.quick:
         short = replace(options.design.training, steps=40, stages=((10, 0.5), (50, 0.5)), batch=128)
-        options = replace(options, design=replace(options.design, training=short), folds=options.folds[:1])
+        options = replace(options, final=False, design=replace(options.design, training=short), folds=options.folds[:1])
     logs = read(folder, ("train", "val"), "filtered")
     if not options.final:
         leave_out(logs, options)

@@ -50,6 +50,7 @@ class Design:
         fading: First times [s] of the force's traces.
         rate_fading: First times [s] of the rates' traces.
         lengths: Rows that means of past innovations go back.
+        apart: Whether force and torque are two residuals, of which the torque's looks at innovations alone.
         levelling: Exponent by which a type's errors count relative to what naive prediction errs in it: 1 makes types count alike.
         training: Options of the fit.
     """
@@ -60,6 +61,7 @@ class Design:
     fading: Sequence[float] = (0.04, 0.2, 2.0)
     rate_fading: Sequence[float] = (0.1, 0.6)
     lengths: Sequence[int] = (4, 10, 20, 40, 150)
+    apart: bool = False
     levelling: float = 0.5
     training: HorizonOptions = field(
         default_factory=lambda: HorizonOptions(steps=600, batch=384, ridge=0.1, ridge_recall=0.01))
@@ -119,12 +121,18 @@ def balanced_values(baseline: Quadrotor, logs: Sequence[Trajectory], options: Ba
 def residuals(design: Design, context: int, seed: int) -> list[MemoryForce | MemoryRate]:
     """Return the body force and torque, and the rates of position and attitude, before training."""
     def make(kind: type[MemoryForce] | type[MemoryRate], scale: Sequence[float], fading: Sequence[float], hidden: Sequence[int],
-             own: int) -> MemoryForce | MemoryRate:
+             own: int, context: int = context) -> MemoryForce | MemoryRate:
         return kind(nv=6, nu=4, features=[Feature(source=n) for n in SEEN], scale=scale, context=context,
                     lags=design.lags, fading=fading, dt=nanodrone.DT, hidden=hidden, encoder=(), body_frame=True, seed=own)
 
-    return [make(MemoryForce, (0.15, 0.15, 0.15, 1.2e-3, 1.2e-3, 2e-4), design.fading, design.hidden, 2 * seed),
-            make(MemoryRate, (0.4, 0.4, 0.4, 0.3, 0.3, 0.3), design.rate_fading, design.rate_hidden, 2 * seed + 1)]
+    push, turn, none = (0.15, 0.15, 0.15), (1.2e-3, 1.2e-3, 2e-4), (0.0, 0.0, 0.0)
+    if design.apart:
+        innovations = 2 * 6 * len(design.lengths)
+        forces = [make(MemoryForce, push + none, design.fading, design.hidden, 3 * seed + 1000),
+                  make(MemoryForce, none + turn, design.fading, design.hidden, 3 * seed + 1001, innovations)]
+    else:
+        forces = [make(MemoryForce, push + turn, design.fading, design.hidden, 2 * seed)]
+    return [*forces, make(MemoryRate, (0.4, 0.4, 0.4, 0.3, 0.3, 0.3), design.rate_fading, design.rate_hidden, 2 * seed + 1)]
 
 
 @dataclass(frozen=True, kw_only=True)

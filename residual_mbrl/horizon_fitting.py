@@ -170,7 +170,7 @@ def fit_over_horizon(dynamics: ResidualDynamics, windows: StartedWindows, groups
             fitted.normalise(fitted.initial_state(windows.states, first), first)
         for residual in memories:
             if residual.context:
-                residual.normalise_context(windows.context)
+                residual.normalise_context(windows.context[..., : residual.context])
     z = torch.tensor([(fitted.values[p.name] - p.nominal) / p.scale for p in free], dtype=windows.states.dtype, requires_grad=True)
     lower, upper = (torch.tensor([(b - p.nominal) / p.scale for p, b in zip(free, bounds, strict=True)], dtype=z.dtype)
                     for bounds in ([p.lower for p in free], [p.upper for p in free]))

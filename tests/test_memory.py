@@ -104,6 +104,13 @@ def test_the_bound_holds_for_any_weights(kind, size):
     assert all(c.holds for c in dynamics.certificates(starting_state(dynamics, x, lead, 1e3 * context), u))
 
 
+def test_a_residual_may_look_at_the_first_numbers_of_a_context():
+    """Those that follow leave its traces as they are."""
+    residual = memory(context=2)
+    lead, context = past()
+    assert torch.equal(residual.starting_memory(lead, context), residual.starting_memory(lead, context[:, :2]))
+
+
 def test_it_rebuilds_from_its_description():
     """Constructor arguments and weights say everything."""
     one = memory()
@@ -116,7 +123,7 @@ def test_it_rebuilds_from_its_description():
 
 def test_bad_arguments_are_named():
     """Each complaint says what was expected."""
-    with pytest.raises(ValueError, match="6 positive scales"):
+    with pytest.raises(ValueError, match="6 scales, none negative"):
         memory(scale=[0.1])
     with pytest.raises(ValueError, match="positive times of fading"):
         memory(fading=())

@@ -32,8 +32,9 @@ class Remembering(Residual):
         nu: Actions.
         features: What the network sees of the present state; none of it is centred.
         sizes: Components of each feature's source.
-        scale: Size of each output entry, in the port's unit; the correction stays below ``(1 + len(fading)) scale``.
-        context: Numbers of the context; 0 for none.
+        scale: Size of each output entry, in the port's unit; the correction stays below ``(1 + len(fading)) scale``. Zero leaves an
+            entry to another residual.
+        context: How many numbers of the context it looks at, from the first on; 0 for none.
         lags: Steps back of the commands that the network sees; 0 is the present one.
         fading: First guess of each τ_j [s].
         dt: Seconds per step of the baseline.
@@ -51,8 +52,8 @@ class Remembering(Residual):
                  context: int, dt: float, lags: Sequence[int] = (0,), fading: Sequence[float] = (0.1, 1.0),
                  hidden: Sequence[int] = (64, 64), encoder: Sequence[int] = (32,), body_frame: bool = False, seed: int = 0) -> None:
         super().__init__()
-        if len(scale) != nv or min(scale) <= 0:
-            raise ValueError(f"{type(self).__name__}: expected {nv} positive scales, received {tuple(scale)}")
+        if len(scale) != nv or min(scale) < 0 or max(scale) <= 0:
+            raise ValueError(f"{type(self).__name__}: expected {nv} scales, none negative and not all zero, received {tuple(scale)}")
         if any(k < 0 for k in lags) or context < 0 or any(not t > 0 for t in fading) or (context > 0) != bool(fading):
             raise ValueError(f"{type(self).__name__}: expected lags >= 0, and positive times of fading where there is a context, received "
                              f"{tuple(lags)}, {tuple(fading)}, context {context}")
@@ -97,14 +98,14 @@ class Remembering(Residual):
 
         Args:
             lead: Commands of the steps before, the latest last, shape [*batch, L, nu] with L at least the longest lag.
-            context: Shape [*batch, context]; None starts the traces at zero.
+            context: Shape [*batch, context or more]; None starts the traces at zero.
         """
         if lead.shape[-2] < self.taps:
             raise ValueError(f"{self.name}: the longest lag is {self.taps} steps, received a lead of {lead.shape[-2]}")
         past = lead[..., lead.shape[-2] - self.taps :, :].flip(-2).flatten(-2)
         if context is None or not self.context:
             return torch.cat([past, past.new_zeros(*past.shape[:-1], self.traces)], -1)
-        return torch.cat([past, self.recall(context)], -1)
+        return torch.cat([past, self.recall(context[..., : self.context])], -1)
 
     def initial_memory(self, context: Context) -> Tensor:
         """Return the first command repeated, and no traces."""
