@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from residual_mbrl.baselines import Baseline, Parameters, Port, Values, WarpStep
+from residual_mbrl.baselines import Baseline, Parameters, Port, Values, WarpFunction, WarpStep
 from residual_mbrl.physics.mechanical import Integrator
 from residual_mbrl.physics.quadrotor_forces import Body, acceleration, air_drag, alike, body_of, lagged, reaction, times
 from residual_mbrl.physics.quadrotor_parameters import PARAMETERS
-from residual_mbrl.physics.quadrotor_warp import warp_substep
+from residual_mbrl.physics.quadrotor_warp import warp_signals, warp_substep
 from residual_mbrl.physics.rotations import cross, exponential_rate, rotate, rotate_back
 from residual_mbrl.spaces import StateSpace
 
@@ -40,9 +40,10 @@ class Quadrotor(Baseline):
 
         dΩ_i/dt = (g_u b^e u_i - Ω_i) / τ                 b battery, e its exponent, g_u command gain
         f_d = -(D + d_r Σ|Ω_i| diag(1, 1, 0) + d_q |v_p|) v_p
-        m dv_c/dt = R (Σ T_i z + f_d) - m g z + force
-        J dω/dt = Σ (r_i - c) × T_i z - k_m Σ s_i Ω_i |Ω_i| z + (r_p - c) × f_d - K ω + trim - c × Rᵀ force + torque
-                  - ω × (J ω + h z) - dh/dt z
+        l = k_l |v_b × z|²                                lift gained across the rotors, with v_b = Rᵀ v_c
+        m dv_c/dt = R ((Σ T_i + l) z + f_d) - m g z + force
+        J dω/dt = Σ (r_i - c) × T_i z - c × l z - k_m Σ s_i Ω_i |Ω_i| z - (M + M_a v_b,z) (z × v_b) + (r_p - c) × f_d - K ω + trim
+                  - c × Rᵀ force + torque - ω × (J ω + h z) - dh/dt z
 
     Speeds are exact for a held command. Semi-implicit Euler takes the speeds, then the velocities, then the pose at the end
     of each substep; RK4 is of fourth order in the exponential chart (Munthe-Kaas), and as h is taken as a change of momentum,
@@ -116,7 +117,10 @@ class Quadrotor(Baseline):
         return kinetic + body.weight * pose[..., 2]
 
     def dissipation_power(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Tensor:
-        """Return the power of air drag [W] at the start of the step, never positive, shape [*batch]."""
+        """Return the power of air drag [W] at the start of the step, never positive, shape [*batch].
+
+        What air does by way of turning rotors, ``flow_moment`` and ``translational_lift``, is paid by the motors and not part of it.
+        """
         p = self.parameters.resolve(parameters, state)
         body = body_of(p, self.rotors)
         q, v, speed = self.space.split(state)
@@ -144,6 +148,10 @@ class Quadrotor(Baseline):
             return None
         h = self.dt / self.substeps
         return WarpStep(warp_substep(self.parameters.names, self.rotors, h=h, integrator=self.integrator), self.substeps)
+
+    def warp_signals(self) -> dict[str, tuple[int, WarpFunction]]:
+        """Return the signals as Warp functions; none where a subclass changes what they are made of."""
+        return {} if type(self).signals is not Quadrotor.signals else warp_signals(self.parameters.names)
 
     def _semi_implicit(self, pose: Tensor, twist: Tensor, speed: Tensor, target: Tensor, force: Tensor | None, body: Body,
                        h: float) -> tuple[Tensor, Tensor, Tensor]:

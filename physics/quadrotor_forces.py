@@ -46,6 +46,11 @@ class Body(NamedTuple):
     lever: Tensor
     """r_p - c [m], shape [*batch, 3]."""
     rate_drag: Tensor
+    flow_moment: Tensor
+    """Along x and y, shape [*batch, 2]."""
+    flow_moment_axial: Tensor
+    """Shape [*batch, 2]."""
+    translational_lift: Tensor
     trim: Tensor
     lag: Tensor
     """τ [s]."""
@@ -61,7 +66,10 @@ def body_of(p: Values, rotors: Sequence[Sequence[int]]) -> Body:
         rotors=torch.tensor(rotors, dtype=like.dtype, device=like.device).mT, arms=_stacked(p["arm_x"], p["arm_y"]),
         thrust=_stacked(*(p[f"thrust{i}"] for i in (1, 2, 3, 4))), drag_torque=p["drag_torque"], momentum=RAD * p["rotor_inertia"],
         drag=_along_axes(p, "drag"), drag_rotor=_stacked(level, level, torch.zeros_like(level)), drag_quadratic=p["drag_quadratic"],
-        lever=_along_axes(p, "pressure") - centre, rate_drag=_along_axes(p, "rate_drag"), trim=_along_axes(p, "trim"),
+        lever=_along_axes(p, "pressure") - centre, rate_drag=_along_axes(p, "rate_drag"),
+        flow_moment=_stacked(p["flow_moment_x"], p["flow_moment_y"]),
+        flow_moment_axial=_stacked(p["flow_moment_axial_x"], p["flow_moment_axial_y"]), translational_lift=p["translational_lift"],
+        trim=_along_axes(p, "trim"),
         lag=p["motor_lag"])
 
 
@@ -72,12 +80,13 @@ def acceleration(pose: Tensor, twist: Tensor, speed: Tensor, force: Tensor | Non
     x, y, spin = body.rotors
     thrust = body.thrust * squared
     up = thrust.new_tensor([0.0, 0.0, 1.0])
-    _, drag = air_drag(rotate_back(attitude, twist[..., :3]), w, speed, body)
-    lift = thrust.sum(-1, keepdim=True) * up
+    velocity = rotate_back(attitude, twist[..., :3])
+    _, drag = air_drag(velocity, w, speed, body)
+    lift = (thrust.sum(-1) + body.translational_lift * velocity[..., :2].square().sum(-1)).unsqueeze(-1) * up
     from_rotors = _stacked((thrust * y).sum(-1) * body.arms[..., 1], -(thrust * x).sum(-1) * body.arms[..., 0],
                            -body.drag_torque * (spin * squared).sum(-1))
     momentum = times(body.inertia, w) + (body.momentum * (spin * speed).sum(-1)).unsqueeze(-1) * up
-    torque = from_rotors + cross(body.lever, drag) - body.rate_drag * w + body.trim - cross(w, momentum)
+    torque = from_rotors + flow_torque(velocity, body) + cross(body.lever, drag) - body.rate_drag * w + body.trim - cross(w, momentum)
     pushed = rotate(attitude, lift + drag) - body.weight.unsqueeze(-1) * up
     at_origin = lift  # of the forces that act at the origin
     if force is not None:
@@ -100,6 +109,18 @@ def air_drag(velocity: Tensor, w: Tensor, speed: Tensor, body: Body) -> tuple[Te
     pace = torch.sqrt(passing.square().sum(-1) + TINY)
     coefficient = body.drag + body.drag_rotor * speed.abs().sum(-1, keepdim=True) + (body.drag_quadratic * pace).unsqueeze(-1)
     return passing, -coefficient * passing
+
+
+def flow_torque(velocity: Tensor, body: Body) -> Tensor:
+    """Return the torque of the air that passes the rotors from the side [N·m], in the body frame, shape [*batch, 3].
+
+    Args:
+        velocity: Of the centre of mass, in the body frame.
+        body: The body.
+    """
+    x, y, z = velocity.unbind(-1)
+    slope = body.flow_moment + body.flow_moment_axial * z.unsqueeze(-1)
+    return _stacked(slope[..., 0] * y, -slope[..., 1] * x, torch.zeros_like(z))
 
 
 def reaction(change: Tensor, body: Body) -> Tensor:

@@ -26,6 +26,11 @@ def _along_axes(name: str, bound: float, unit: str, description: str, *, signed:
                       description=description) for axis in "xyz"]
 
 
+def _across(name: str, bound: float, unit: str, description: str) -> list[Parameter]:
+    return [Parameter(name=f"{name}_{axis}", nominal=0.0, lower=-bound, upper=bound, unit=unit, free=False, description=description)
+            for axis in "xy"]
+
+
 PARAMETERS = Parameters(
     Parameter(name="mass", nominal=0.045, lower=0.02, upper=0.2, unit="kg", free=False),
     Parameter(name="gravity", nominal=9.81, lower=0.0, upper=30.0, unit="m/s²", free=False),
@@ -52,5 +57,9 @@ PARAMETERS = Parameters(
     Parameter(name="drag_quadratic", nominal=0.0, lower=0.0, upper=0.05, unit="N·s²/m²", description="air drag per squared speed"),
     *_along_axes("pressure", 0.1, "m", "point at which air drag acts, body frame", signed=True, free=False),
     *_along_axes("rate_drag", 1e-3, "N·m·s/rad", "air drag of turning", signed=False, free=False),
+    *_across("flow_moment", 5e-3, "N·m·s/m", "torque about this axis of air that passes the rotors from the side, per speed"),
+    *_across("flow_moment_axial", 2e-3, "N·m·s²/m²", "the same per speed and speed along body z"),
+    Parameter(name="translational_lift", nominal=0.0, lower=-0.05, upper=0.05, unit="N·s²/m²", free=False,
+              description="thrust gained per squared speed across the rotors"),
     *_along_axes("trim", 2e-3, "N·m", "constant torque, body frame", signed=True, free=True),
 )

@@ -43,6 +43,35 @@ def warp_substep(names: Sequence[str], rotors: Sequence[Sequence[int]], *, h: fl
     return substep
 
 
+def warp_signals(names: Sequence[str]) -> dict[str, tuple[int, WarpFunction]]:
+    """Return length and Warp form ``(x, u, p) -> vector`` of each signal of a quadrotor with these parameters."""
+    import warp as wp  # noqa: PLC0415
+
+    v3, v4 = (wp.types.vector(length=n, dtype=wp.float32) for n in (3, 4))
+    back, (_, attitude, velocity, _, speeds, _) = _turning().back, _layout()
+    k1, k2, k3, k4 = (list(names).index(f"thrust{i}") for i in (1, 2, 3, 4))
+
+    @wp.func
+    def upright(x: Any) -> Any:
+        q = attitude(x)
+        return q / wp.sqrt(wp.dot(q, q))
+
+    @wp.func
+    def thrust(x: Any, u: Any, p: Any) -> Any:
+        s = speeds(x)
+        return v4(p[k1] * s[0] * wp.abs(s[0]), p[k2] * s[1] * wp.abs(s[1]), p[k3] * s[2] * wp.abs(s[2]), p[k4] * s[3] * wp.abs(s[3]))
+
+    @wp.func
+    def body_velocity(x: Any, u: Any, p: Any) -> Any:
+        return back(upright(x), velocity(x))
+
+    @wp.func
+    def gravity_direction(x: Any, u: Any, p: Any) -> Any:
+        return back(upright(x), v3(0.0, 0.0, -1.0))
+
+    return {"thrust": (4, thrust), "body_velocity": (3, body_velocity), "gravity_direction": (3, gravity_direction)}
+
+
 class _Turning(NamedTuple):
     """Rotations in Warp; quaternions are four-vectors w-x-y-z, Warp's own are x-y-z-w."""
 
@@ -187,6 +216,8 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
     k1, k2, k3, k4 = (index(f"thrust{i}") for i in (1, 2, 3, 4))
     drag_torque, rotor_inertia, by_rotors, quadratic = (index(n) for n in ("drag_torque", "rotor_inertia", "drag_rotor", "drag_quadratic"))
     centre, drag, pressure, rate_drag, trim = (_axes(index, n) for n in ("centre", "drag", "pressure", "rate_drag", "trim"))
+    mx, my, axial_x, axial_y = (index(n) for n in ("flow_moment_x", "flow_moment_y", "flow_moment_axial_x", "flow_moment_axial_y"))
+    gained = index("translational_lift")
     xx, yy, zz, xy, xz, yz = (index(f"inertia_{n}") for n in ("xx", "yy", "zz", "xy", "xz", "yz"))
     (x1, y1, s1), (x2, y2, s2), (x3, y3, s3), (x4, y4, s4) = [[float(sign) for sign in r] for r in rotors]
 
@@ -207,8 +238,12 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
         return float(s1 * s[0] + s2 * s[1] + s3 * s[2] + s4 * s[3])
 
     @wp.func
-    def lifting(t: Any) -> Any:
-        return v3(0.0, 0.0, t[0] + t[1] + t[2] + t[3])
+    def lifting(t: Any, passing: Any, p: Any) -> Any:
+        return v3(0.0, 0.0, t[0] + t[1] + t[2] + t[3] + p[gained] * (passing[0] * passing[0] + passing[1] * passing[1]))
+
+    @wp.func
+    def flow_torque(passing: Any, p: Any) -> Any:
+        return v3((p[mx] + p[axial_x] * passing[2]) * passing[1], -(p[my] + p[axial_y] * passing[2]) * passing[0], 0.0)
 
     @wp.func
     def dragging(q: Any, v: Any, w: Any, s: Any, p: Any) -> Any:
@@ -237,7 +272,7 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
 
     @wp.func
     def pushed(q: Any, v: Any, w: Any, s: Any, force: Any, p: Any) -> Any:
-        inside = lifting(thrusts(s, p)) + dragging(q, v, w, s, p)
+        inside = lifting(thrusts(s, p), back(q, v), p) + dragging(q, v, w, s, p)
         outside = v3(force[0], force[1], force[2])
         return (rotate(q, inside) + outside) / p[mass] - v3(0.0, 0.0, p[gravity])
 
@@ -247,10 +282,11 @@ def _forces(index: Any, rotors: Sequence[Sequence[int]]) -> _Forces:
         roll = p[arm_y] * (y1 * t[0] + y2 * t[1] + y3 * t[2] + y4 * t[3])
         pitch = -p[arm_x] * (x1 * t[0] + x2 * t[1] + x3 * t[2] + x4 * t[3])
         from_rotors = v3(roll, pitch, -p[drag_torque] * spun(squares(s)))
-        at_origin = lifting(t) + back(q, v3(force[0], force[1], force[2]))
+        passing = back(q, v)
+        at_origin = lifting(t, passing, p) + back(q, v3(force[0], force[1], force[2]))
         shifted = wp.cross(along(p, pressure) - along(p, centre), dragging(q, v, w, s, p)) - wp.cross(along(p, centre), at_origin)  # type: ignore[operator]
         momentum = times_inertia(w, p) + v3(0.0, 0.0, rad * p[rotor_inertia] * spun(s))
-        own = along(p, trim) - wp.cw_mul(along(p, rate_drag), w) + v3(force[3], force[4], force[5])
+        own = flow_torque(passing, p) + along(p, trim) - wp.cw_mul(along(p, rate_drag), w) + v3(force[3], force[4], force[5])
         return over_inertia(from_rotors + shifted + own - wp.cross(w, momentum), p)
 
     @wp.func

@@ -15,7 +15,9 @@ VALUES = {**PARAMETERS.nominal(), "inertia_xx": 2.4e-5, "inertia_yy": 2.1e-5, "i
           "thrust1": 0.030, "thrust2": 0.033, "thrust3": 0.031, "thrust4": 0.028, "drag_torque": 2e-4, "rotor_inertia": 2e-8,
           "motor_lag": 0.02, "command_gain": 1.1, "battery": 0.9, "battery_exponent": 0.8, "drag_x": 0.02, "drag_y": 0.03, "drag_z": 0.01,
           "drag_rotor": 0.002, "drag_quadratic": 0.004, "pressure_x": 0.003, "pressure_y": -0.004, "pressure_z": 0.02,
-          "rate_drag_x": 2e-5, "rate_drag_y": 3e-5, "rate_drag_z": 1e-5, "trim_x": 1e-4, "trim_y": -2e-4, "trim_z": 5e-5}
+          "rate_drag_x": 2e-5, "rate_drag_y": 3e-5, "rate_drag_z": 1e-5, "flow_moment_x": 2e-4, "flow_moment_y": 3e-4,
+          "flow_moment_axial_x": -5e-5, "flow_moment_axial_y": 8e-5, "translational_lift": 0.004,
+          "trim_x": 1e-4, "trim_y": -2e-4, "trim_z": 5e-5}
 """Values at which every term counts."""
 
 

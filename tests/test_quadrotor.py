@@ -22,8 +22,9 @@ from residual_mbrl.physics.rotations import exponential_rate, rotate, rotate_bac
 from residual_mbrl.residuals import CommandActuator, Feature, Unstructured
 from residual_mbrl.rollouts import linearise, rollout
 
-ROTORLESS = {**{f"thrust{i}": 0.0 for i in (1, 2, 3, 4)}, "drag_torque": 0.0, "rotor_inertia": 0.0}
-AIRLESS = {n: 0.0 for n in NAMES if n.startswith(("drag_", "rate_drag", "trim"))}
+ROTORLESS = {**{f"thrust{i}": 0.0 for i in (1, 2, 3, 4)}, "drag_torque": 0.0, "rotor_inertia": 0.0,
+             **{n: 0.0 for n in NAMES if n.startswith(("flow_moment", "translational_lift"))}}
+AIRLESS = {n: 0.0 for n in NAMES if n.startswith(("drag_", "rate_drag", "flow_moment", "translational_lift", "trim"))}
 HOVER = math.sqrt(0.045 * 9.81 / 4 / 0.0372)
 
 
@@ -66,8 +67,12 @@ def derivative(y: np.ndarray, target: np.ndarray, force: np.ndarray, p: dict[str
     at = axes("pressure")
     passing = R.T @ v + np.cross(w, at)
     drag = -(axes("drag") + p["drag_rotor"] * speed.sum() * np.array([1, 1, 0]) + p["drag_quadratic"] * np.linalg.norm(passing)) * passing
-    inside = thrust.sum() * z + drag + R.T @ (force[:3] - m * p["gravity"] * z)
+    across = R.T @ v + np.cross(w, c)
+    lift = p["translational_lift"] * (across[0] ** 2 + across[1] ** 2)
+    inside = (thrust.sum() + lift) * z + drag + R.T @ (force[:3] - m * p["gravity"] * z)
     torque = np.cross(at, drag) + np.cross(c, -m * p["gravity"] * R.T @ z) - axes("rate_drag") * w + axes("trim") + force[3:]
+    slope = np.array([p[f"flow_moment_{a}"] + p[f"flow_moment_axial_{a}"] * across[2] for a in "xy"])
+    torque = torque + [slope[0] * across[1], -slope[1] * across[0], 0]
     for (x, side, spin), push, s in zip(ROTORS, thrust, speed, strict=True):
         torque = torque + np.cross([x * p["arm_x"], side * p["arm_y"], 0], push * z) - spin * p["drag_torque"] * s**2 * z
     torque = torque - spin_rate * z - np.cross(w, spin_momentum * z)

@@ -76,9 +76,25 @@ class Stronger(Quadrotor):
         return 2 * super().steady_speed(action, p)
 
 
+class Louder(Quadrotor):
+    """A user's change of the signals alone."""
+
+    def signals(self, state, action, parameters=None):
+        return {n: 2 * x for n, x in super().signals(state, action, parameters).items()}
+
+
+@pytest.mark.parametrize("signal", ["thrust", "body_velocity", "gravity_direction"])
+def test_a_force_sees_the_signals_of_torch(signal):
+    """Each signal has a Warp form that follows the torch form, parameters included."""
+    size = {"thrust": 4}.get(signal, 3)
+    force = Unstructured(nv=6, features=[Feature(source=signal)], sizes=[size], bound=0.05, hidden=(8,))
+    dynamics = ResidualDynamics(quadrotor(), [randomise(force, scale=0.3)])
+    assert_agrees_at(dynamics, *flight(dynamics, 3, 3), F64)
+
+
 @pytest.mark.parametrize(("dynamics", "reason"), [
     (ResidualDynamics(Stronger()), "Stronger has no Warp form of its equations"),
-    (ResidualDynamics(Quadrotor(), [Unstructured(nv=6, features=[Feature(source="thrust")], sizes=[4], bound=1.0)]),
+    (ResidualDynamics(Louder(), [Unstructured(nv=6, features=[Feature(source="thrust")], sizes=[4], bound=1.0)]),
      "residual Unstructured has no Warp form"),
 ])
 def test_it_is_refused_where_it_would_be_wrong(dynamics, reason):

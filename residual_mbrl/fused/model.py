@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from residual_mbrl.kernels.launch import Engine
 
 REALS = {torch.float32: "float", torch.float64: "double"}
-EQUATIONS = ("port", "live", "forward", "next_memory", "_delayed", "_lagged", "_outputs", "matrix", "_inputs", "_ridge", "_linear")
+EQUATIONS = ("port", "live", "forward", "next_memory", "_delayed", "_lagged", "_outputs", "matrix", "_inputs", "_ridge", "_linear",
+             "_correction", "_placed", "keeps")
 """What a residual's Warp form speaks for; anything else that residuals have, a fused rollout takes as it is or does not use."""
 
 

@@ -14,6 +14,7 @@ import torch
 
 from residual_mbrl.baselines import Baseline, Port, Values, WarpFunction
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.fused.manifold import mover
 from residual_mbrl.fused.model import REALS, FusedModel
 from residual_mbrl.physics.mechanical import MechanicalBaseline
 from residual_mbrl.physics.mechanical_warp import StepOptions, warp_substep
@@ -92,19 +93,21 @@ def _built(dynamics: ResidualDynamics, forms: Sequence[WarpForm], step: tuple[Wa
     nx, nu, nk, nv = space.nx, space.nu, own.nx, own.nv
     entries: list[WarpFunction] = []
     emits: list[WarpFunction] = []
-    drives: list[tuple[WarpFunction, WarpFunction]] = []
+    drives: list[tuple[WarpFunction, WarpFunction, bool]] = []
     y0, c0, p0, m0 = 0, 0, len(dynamics.baseline.parameters), nk
     for residual, form in zip(dynamics.corrections, forms, strict=True):
         if form.drive is not None:
-            drives.append(form.drive(c0, p0, m0))
-        entries += form.entries(c0)
-        if form.emit is not None:
-            emits.append(form.emit(y0, c0))
+            drives.append((*form.drive(c0, p0, m0), residual.port is Port.ACTION))
+        inputs, emit = (form.entries, form.emit) if form.placed is None else form.placed(m0)
+        entries += inputs(c0)
+        if emit is not None:
+            emits.append(emit(y0, c0))
         y0, c0 = y0 + (form.sizes[-1] if form.sizes else 0), c0 + form.constants.shape[-1]
         p0, m0 = p0 + sum(s.shape[-1] for s in form.scalars()), m0 + len(residual.memory_names)
-    changes, memories = [d[0] for d in drives], [d[1] for d in drives]
+    changes, memories = [d[0] for d in drives if d[2]], [d[1:] for d in drives]
     port, (substep, substeps), dt = port_type(nv), step, dynamics.dt
     ports, used = summed(port, emits), _used(dynamics, forms)
+    moved = mover(own)
     held, moves = nu + len(used), any(r.port is Port.STATE for r in dynamics.corrections)
 
     def executed(x: Any, u: Any, p: Any, c: Any) -> Any:
@@ -119,7 +122,7 @@ def _built(dynamics: ResidualDynamics, forms: Sequence[WarpForm], step: tuple[Wa
 
     def hold(y: Any, x: Any, u: Any, p: Any, c: Any) -> Any:
         now = executed(x, u, p, c)
-        kept = [m for remember in memories for m in remember(x, u, p, c)]
+        kept = [m for remember, sent in memories for m in remember(x, u if sent else now, p, c)]
         whole = ports(y, x, now, p, c)
         return _vector([*now, *(whole[i] for i in used), *kept])
 
@@ -131,7 +134,7 @@ def _built(dynamics: ResidualDynamics, forms: Sequence[WarpForm], step: tuple[Wa
 
     def finish(k: Any, h: Any) -> Any:
         if moves:  # the last part that is held
-            k = k + dt * h[held - 2 * nv : held]
+            k = moved(k, [dt * rate for rate in h[held - 2 * nv : held]])
         return _vector([*k, *h[held:]])
 
     system = System(features=features, hold=hold, substep=move, finish=finish, substeps=substeps, nx=nx, nk=nk, nu=nu,

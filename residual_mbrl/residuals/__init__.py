@@ -9,7 +9,8 @@ from residual_mbrl.residuals.dissipative import Dissipative
 from residual_mbrl.residuals.dry_friction import DryFriction
 from residual_mbrl.residuals.features import Feature
 from residual_mbrl.residuals.joint_springs import JointSprings
+from residual_mbrl.residuals.memory import MemoryForce, MemoryRate
 from residual_mbrl.residuals.unstructured import StateDelta, Unstructured
 
 __all__ = ["Certificate", "CommandActuator", "Conservative", "ContactForce", "ContactParameters", "Context", "Dissipative", "DryFriction",
-           "EffortActuator", "Feature", "JointSprings", "Residual", "StateDelta", "Unstructured"]
+           "EffortActuator", "Feature", "JointSprings", "MemoryForce", "MemoryRate", "Residual", "StateDelta", "Unstructured"]

@@ -42,10 +42,13 @@ class WarpForm(NamedTuple):
     friction: bool = False
     """Whether it adds to the friction part of the port."""
     drive: Callable[[int, int, int], tuple[WarpFunction, WarpFunction]] | None = None
-    """``drive(c0, p0, m0)`` on the action port: two functions ``(x, u, p, c)`` of the command as sent, what they add to it and the
-    memory after the step. Its scalars are parameters from p0 on, its memory is the state from m0 on."""
+    """``drive(c0, p0, m0)`` of a residual with memory: two functions ``(x, u, p, c)``, what they add to the command and the memory after
+    the step. On the action port u is the command as sent, on all others as executed, and nothing is added to it. Its scalars are
+    parameters from p0 on, its memory is the state from m0 on."""
     scalars: Callable[[], list[Tensor]] = list
     """``scalars()``: weights that are not a perceptron's, each of shape [*members, k], differentiable."""
+    placed: Callable[[int], tuple[Callable[[int], list[WarpFunction]], Callable[[int, int], WarpFunction]]] | None = None
+    """``placed(m0)``: ``entries`` and ``emit`` of a residual that looks at its own memory, the state from m0 on."""
 
 
 def warp_function(function: WarpFunction) -> Any:
