@@ -51,6 +51,7 @@ class FitOptions:
         f_scale: Noise standard deviations beyond which the loss is linear.
         every: Use every so many-th step of the error.
         start_std: Standard deviation of each first-state entry, which is then estimated; None keeps the measured first state.
+        normalise: Set the residuals' normalisers from the training windows; a model that was trained before keeps its own without.
     """
 
     horizons: Sequence[int] = ()
@@ -67,6 +68,7 @@ class FitOptions:
     f_scale: float = 1.0
     every: int = 1
     start_std: Sequence[float] | None = None
+    normalise: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ def fit(model: Model, train: Windows, validation: Windows | None = None, options
     if not any(w.numel() for w in model.dynamics.parameters()):
         raise ModelError("nothing to fit: the dynamics have no residuals with weights")
     dynamics = copy.deepcopy(model.dynamics)
-    normalise(model, dynamics, train)
+    if options.normalise:
+        normalise(model, dynamics, train)
     problem = SimulationError(dynamics=dynamics, sensor=model.sensor.with_nominal(model.sensor_values), windows=train,
                               free=free if options.parameters else (), weights=True, every=options.every, start_std=options.start_std)
     stages = [h for h in options.horizons if h < train.horizon] + [train.horizon]
