@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,8 +88,8 @@ def main(options: Ensembles) -> None:
     training = []
     fit = FitOptions(method="adam", rounds=1, iterations=4 if options.quick else 10, parameters=False)
     for count in options.windows[:1] if options.quick else options.windows:
-        model, data = training_data(count)
-        together, turns = (lambda t=t: fit_ensemble(model, data, members=options.members, options=fit, together=t) for t in (True, False))
+        together, turns = (partial(fit_ensemble, *training_data(count), members=options.members, options=fit, together=t)
+                           for t in (True, False))
         ours, peer, ratio = interleaved(together, turns, 3 if options.quick else 5)
         training.append([f"{count} windows", 1e3 * ours, 1e3 * peer, ratio])
         rows.append(_row(f"training.{options.members}_members.{count}_windows", ours, peer, ratio))
@@ -103,7 +104,7 @@ def main(options: Ensembles) -> None:
 
 
 def _rollouts(worlds: int, options: Ensembles) -> tuple[float, float, float]:
-    """Worlds that are each given a member at random, put in order and back, against worlds that share one."""
+    """Worlds that are each given a member, those of one beside each other as ``sample`` lays them out, against worlds that share one."""
     one = cartpole()
     members = [cartpole() for _ in range(options.members)]
     for k, m in enumerate(members):
@@ -112,17 +113,11 @@ def _rollouts(worlds: int, options: Ensembles) -> tuple[float, float, float]:
     joined = ensemble(members)
     generator = torch.Generator().manual_seed(0)
     x, u = 0.3 * torch.randn(worlds, 4, generator=generator), torch.randn(worlds, HORIZON, 1, generator=generator)
-    member = torch.arange(worlds).remainder(options.members)[torch.randperm(worlds, generator=generator)]
-    order = member.argsort()
-    back = order.argsort()
     m, per = options.members, worlds // options.members
-
-    def own() -> torch.Tensor:
-        states = rollout(joined, x[order].view(m, per, 4), u[order].view(m, per, HORIZON, 1))
-        return states.view(worlds, HORIZON + 1, 4)[back]
+    own = (x.view(m, per, 4), u.view(m, per, HORIZON, 1))
 
     with torch.no_grad():
-        return interleaved(own, lambda: rollout(one, x, u), options.repeats * (40 if worlds < 1000 else 4))
+        return interleaved(lambda: rollout(joined, *own), lambda: rollout(one, x, u), options.repeats * (40 if worlds < 1000 else 4))
 
 
 def _row(name: str, ours: float, peer: float, ratio: float) -> Row:

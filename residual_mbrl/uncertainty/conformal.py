@@ -66,6 +66,27 @@ class SplitConformal:
         return cls(level=level, factor=np.stack(pooled))
 
 
+def adaptive_factors(known: Array, stream: Array, *, level: float = 0.9, rate: float = 0.02, delay: int = 1, memory: int = 500) -> Array:
+    """Return the half width in scales that each element of a stream of scores was given, from earlier ones alone, shape [N].
+
+    Args:
+        known: Held-out scores to begin with, shape [M].
+        stream: Scores in the order in which they are seen, shape [N]; NaN was not recorded.
+        level: Wanted coverage.
+        rate: Of the adaptation.
+        delay: How many elements later a score is known: a forecast of H steps started every S steps knows its own after ``⌈H / S⌉``.
+        memory: Latest scores kept.
+    """
+    if delay < 1:
+        raise ValueError(f"adaptive_factors: expected delay >= 1, received {delay}")
+    state, factors = AdaptiveConformal(level=level, rate=rate, memory=memory, scores=known[~np.isnan(known)][-memory:]), []
+    for i in range(len(stream)):
+        if i >= delay and not np.isnan(stream[i - delay]):
+            state = state.update(float(stream[i - delay]), given=factors[i - delay])
+        factors.append(state.factor)
+    return np.array(factors)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveConformal:
     """Adaptive conformal inference: the level asked for moves with what was missed (Gibbs and Candès, NeurIPS 2021).
@@ -99,8 +120,8 @@ class AdaptiveConformal:
             return math.inf
         return 0.0 if self.asked >= 1 else float(conformal_quantile(self.scores, 1 - self.asked))
 
-    def update(self, score: float) -> AdaptiveConformal:
-        """Return the state after a value with this score ``|error| / scale`` was seen."""
-        missed = float(score > self.factor)
+    def update(self, score: float, given: float | None = None) -> AdaptiveConformal:
+        """Return the state after a value with this score ``|error| / scale``; ``given`` is the factor it had, where not the present one."""
+        missed = float(score > (self.factor if given is None else given))
         return replace(self, alpha=self.asked + self.rate * (1 - self.level - missed),
                        scores=np.append(self.scores, score)[-self.memory :])
