@@ -96,7 +96,9 @@ def servo(folder: Path, options: Bands) -> list[Scored]:
     out = []
     for g in groups:
         out.append(_servo(f"servo {g}, known gains", held[g], [held[o] for o in groups if o != g]))
-    return [*out, _servo("servo kp400, test", bands_servo.test_forecasts(folder, options.seed), list(held.values()))] if options.final else out
+    if options.final:
+        out.append(_servo("servo kp400, test", bands_servo.test_forecasts(folder, options.seed), list(held.values())))
+    return out
 
 
 def _servo(name: str, at: bands_servo.Forecasts, known: Sequence[bands_servo.Forecasts]) -> Scored:
@@ -109,7 +111,8 @@ def _servo(name: str, at: bands_servo.Forecasts, known: Sequence[bands_servo.For
                            unit=at.log)
 
     return Scored(name=name, quantities=(("angle", "rad", (0,)),), corrected=score(STEPS, factor), plain=score(STEPS, None),
-                  naive=score(STEPS, still, naive=True), adaptive=_adaptive(at, known), curve=score(curve, factor), naive_curve=score(curve, still, naive=True))
+                  naive=score(STEPS, still, naive=True), adaptive=_adaptive(at, known), curve=score(curve, factor),
+                  naive_curve=score(curve, still, naive=True))
 
 
 def _adaptive(at: bands_servo.Forecasts, known: Sequence[bands_servo.Forecasts]) -> tuple[float, ...]:
@@ -154,9 +157,10 @@ def _lines(s: Scored, quantity: tuple[str, str, tuple[int, ...]]) -> list[list[o
     out: list[list[object]] = []
     for i, h in enumerate(s.corrected.steps):
         band, width = s.corrected.coverage, s.corrected.width.value[i, c].mean()
-        out.append([f"{name} [{unit}], step {h}", f"{band.value[i, c].mean():.3f}", f"{band.lower[i, c].mean():.3f} to "
-                    f"{band.upper[i, c].mean():.3f}", "" if s.plain is None else f"{s.plain.coverage.value[i, c].mean():.3f}",
-                    f"{s.adaptive[i]:.3f}" if s.adaptive else "", float(width), float(width / s.naive.width.value[i, c].mean()), float(s.corrected.crps.value[i, c].mean()),
+        out.append([f"{name} [{unit}], step {h}", f"{band.value[i, c].mean():.3f}",
+                    f"{band.lower[i, c].mean():.3f} to {band.upper[i, c].mean():.3f}",
+                    "" if s.plain is None else f"{s.plain.coverage.value[i, c].mean():.3f}", f"{s.adaptive[i]:.3f}" if s.adaptive else "",
+                    float(width), float(width / s.naive.width.value[i, c].mean()), float(s.corrected.crps.value[i, c].mean()),
                     f"{s.corrected.nll.value[i, c].mean():.2f}"])
     return out
 
@@ -170,6 +174,7 @@ def _rows(s: Scored, quantity: tuple[str, str, tuple[int, ...]]) -> list[Row]:
         out += [compare(f"{stem}.coverage", float(s.corrected.coverage.value[i, c].mean()), LEVEL, "1"),
                 compare(f"{stem}.width_against_naive", float(s.corrected.width.value[i, c].mean()),
                         float(s.naive.width.value[i, c].mean()), unit)]
+        out += [compare(f"{stem}.coverage_adaptive", s.adaptive[i], LEVEL, "1")] if s.adaptive else []
     return out
 
 

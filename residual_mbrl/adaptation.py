@@ -21,6 +21,9 @@ from residual_mbrl.windows import Windows
 Array = NDArray[np.float64]
 OUTLIER = 4.0
 """Innovations beyond so many standard deviations count as this one: a single bad row must not move the model."""
+SURPRISED = 4.0
+"""Mean squared innovation, in its own variance and over some ten steps, beyond which the plant is taken to have changed: the unknowns
+are then forgotten faster, by as much (after Fortescue, Kershenbaum, Ydstie, Automatica 17, 1981)."""
 MOST_DOUBT = 1.0
 """Forgetting never makes an unknown less certain than so many times its first variance."""
 
@@ -34,6 +37,7 @@ class Estimate:
         covariance: Of the unknowns in their scales, shape [n, n].
         state: Latest state, measured where it was, shape [nx].
         slope: Derivative of its tangent by the scaled unknowns, zero where measured, shape [ndx, n].
+        surprise: Mean squared innovation of the latest steps, in its own variance; about one where the noise is as stated.
         steps: Updates so far.
     """
 
@@ -41,6 +45,7 @@ class Estimate:
     covariance: Array
     state: Array
     slope: Array
+    surprise: float = 1.0
     steps: int = 0
 
 
@@ -117,18 +122,21 @@ class OnlineAdaptation:
         if len(seen) < len(state):
             seen = np.concatenate([seen, state[len(seen) :]])
         seen[self._place] = state[self._place]
-        unknowns, covariance = estimate.unknowns, estimate.covariance
+        unknowns, covariance, surprise = estimate.unknowns, estimate.covariance, estimate.surprise
         if np.isfinite(seen).all():
             error = _difference(self._space.quaternions, seen, state)[self._shown]
-            moved, covariance = self._filtered(covariance, slope[:k], error)
+            moved, covariance, now = self._filtered(covariance * max(1.0, surprise / SURPRISED), slope[:k], error)
+            surprise = 0.9 * surprise + 0.1 * now
             unknowns = np.clip(unknowns + self._scale * moved, self._lower, self._upper)
             state = seen
             state[self._place] += carried @ moved
         full = np.zeros_like(estimate.slope)
         full[self._hidden] = carried
-        return Estimate(unknowns=unknowns, covariance=covariance, state=state, slope=full, steps=estimate.steps + 1)
+        return Estimate(unknowns=unknowns, covariance=covariance, state=state, slope=full, surprise=surprise,
+                        steps=estimate.steps + 1)
 
-    def _filtered(self, covariance: Array, slope: Array, error: Array) -> tuple[Array, Array]:
+    def _filtered(self, covariance: Array, slope: Array, error: Array) -> tuple[Array, Array, float]:
+        """Return the change of the unknowns in their scales, their covariance, and the mean squared innovation in its variance."""
         p = covariance / self._forgetting
         doubt = np.sqrt(np.minimum(1.0, MOST_DOUBT / np.maximum(np.diag(p), 1e-300)))
         p = p * doubt[:, None] * doubt
@@ -136,7 +144,9 @@ class OnlineAdaptation:
         size = OUTLIER * np.sqrt(np.diag(s))
         gain = np.linalg.solve(s, slope @ p).T
         kept = np.eye(len(p)) - gain @ slope
-        return gain @ np.clip(error, -size, size), kept @ p @ kept.T + (gain * self._variance) @ gain.T
+        error = np.clip(error, -size, size)
+        surprise = float(np.mean(np.square(error) / np.diag(s)))
+        return gain @ error, kept @ p @ kept.T + (gain * self._variance) @ gain.T, surprise
 
     def model(self, estimate: Estimate) -> ResidualDynamics:
         """Return the model as estimated, a copy."""

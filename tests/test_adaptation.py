@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from problems import randomise
-from quadrotor_flight import DT, SPREADS, fly, measured, quadrotor
 from scipy.optimize import least_squares
 from uncertainty_problem import force, logs, model, windows
 
@@ -19,6 +18,7 @@ from residual_mbrl.fitting import FitOptions
 from residual_mbrl.residuals import Feature, Unstructured
 from residual_mbrl.rollouts import rollout
 from residual_mbrl.sensitivities import StepSensitivity
+from residual_mbrl.simulated_flight import DT, SPREADS, fly, measured, quadrotor
 
 PLANTED = {"mass": 0.045 * 1.2, "command_gain": 0.85}
 SECONDS = 5.0

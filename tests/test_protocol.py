@@ -142,7 +142,7 @@ def test_command_passes_its_options_on(tmp_path, monkeypatch, capsys):
 def test_realism_of_a_copy_is_zero_and_of_twice_the_size_is_six_decibels():
     """Log spectra differ by 20 log10(2); values and increments by the mean distance of their quantiles."""
     x = np.random.default_rng(0).normal(size=(200, 64)).cumsum(1)
-    assert set(realism(x, x[::-1].copy()).values()) == {0.0}
+    assert max(realism(x, x[::-1].copy()).values()) < 1e-9
     assert spectral_distance(x, 2 * x) == pytest.approx(20 * np.log10(2))
     y = np.random.default_rng(1).normal(size=4000)
     assert distribution_distance(y, y + 3) == pytest.approx(3 / y.std())

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from residual_mbrl.files import dump_json
-from residual_mbrl.fitting import FitOptions
 
 NONE, IDENTIFIED, NO_BASELINE, NO_CONSTRAINTS = "none", "identified", "no baseline", "identified + free force"
 RESIDUAL, BOTH, ONE_STEP = "residual: ", "identified + ", "one-step training of identified + "
@@ -77,6 +76,8 @@ class ProtocolOptions:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a preset."""
+        from residual_mbrl.fitting import FitOptions  # noqa: PLC0415  # seconds of torch that a process may not need
+
         known = {f.name for f in fields(FitOptions)}
         unknown = [n for n, _ in self.options if n not in known]
         if unknown:

@@ -1,4 +1,4 @@
-"""Flights of a simulated quadrotor under a controller that knows its nominal model: logs for adaptation and outliers."""
+"""Flights of a simulated quadrotor under a controller that knows its nominal model: data for adaptation and outliers, without a log."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from residual_mbrl.rollouts import rollout
 
 Array = NDArray[np.float64]
 DT = 0.01
+PATHS = ("lissajous", "square", "hover")
 FACTS = {"motor_lag": 0.03, "drag_x": 0.01, "drag_y": 0.01, "drag_z": 0.01, "rotor_inertia": 1e-8, "inertia_zz": 4e-5, "drag_torque": 4e-4}
 """What differs from the published numbers here, so that the craft has a rotor lag to carry and some hold on its yaw."""
 NOISE = {"position": 0.0005, "rotation": 0.001, "velocity": 0.01, "rate": 0.05}
@@ -24,7 +25,7 @@ SPREADS = np.repeat(list(NOISE.values()), 3)
 
 
 def quadrotor(**values: float) -> Quadrotor:
-    """The craft, or one of other values."""
+    """Return the craft, or one of other parameter values, stepped every ``DT``."""
     return Quadrotor(PARAMETERS.replaced(**{n: {"nominal": x} for n, x in {**FACTS, **values}.items()}), dt=DT, substeps=1)
 
 
@@ -37,7 +38,12 @@ def fly(seconds: float, values: Mapping[str, float], *, seed: int = 0, path: str
         seed: Of phases and of the dither of the commands.
         path: "lissajous", "square" or "hover".
         batch: Craft.
+
+    Raises:
+        ValueError: if the path is unknown.
     """
+    if path not in PATHS:
+        raise ValueError(f"fly: path must be one of {PATHS}, received {path!r}")
     plant = ResidualDynamics(quadrotor(**values))
     nominal = {**quadrotor().parameters.nominal()}
     rng = np.random.default_rng(seed)
