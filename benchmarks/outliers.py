@@ -3,8 +3,8 @@
 The plant has air drag that the model does not know (quadratic, and a centre of pressure above the origin); five members learn it as a
 force from flights on Lissajous paths. Windows of half a second are scored from what is known when they begin, the half second before:
 how far the members part over the half second to come, how far the flight's features lie from the training flights', and how wrong
-one-step predictions just were. Thresholds and ranks come from validation flights; outliers are squares flown by the same craft, a payload of a
-fifth of the mass, and one propeller with four fifths of its thrust.
+one-step predictions just were. Thresholds and ranks come from validation flights; outliers are squares flown by the same craft, a
+payload of a fifth of the mass, and one propeller with four fifths of its thrust.
 
     python benchmarks/outliers.py --json benchmarks/results/outliers.json
 """

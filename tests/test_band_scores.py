@@ -10,7 +10,7 @@ import torch
 from scipy import integrate, stats
 
 from residual_mbrl.uncertainty import density
-from residual_mbrl.uncertainty.conformal import AdaptiveConformal, SplitConformal, conformal_quantile
+from residual_mbrl.uncertainty.conformal import AdaptiveConformal, SplitConformal, adaptive_factors, conformal_quantile
 from residual_mbrl.uncertainty.scores import auroc, crps_of_samples, interval_score, score_bands
 
 DOFS = (math.inf, 2.5, 7.0)
@@ -124,7 +124,26 @@ def test_adaptive_conformal_keeps_its_level_when_the_stream_changes():
     assert np.mean(stream > fixed) > 0.3
 
 
+def test_stream_is_given_factors_from_its_past_alone():
+    """A forecast of two elements ahead is not known one later; what was not recorded changes nothing; misses of a shift are made good."""
+    rng = np.random.default_rng(0)
+    known, stream = np.abs(rng.normal(size=300)), 3 * np.abs(rng.normal(size=600))
+    found = adaptive_factors(known, stream, rate=0.05, delay=2)
+    changed = stream.copy()
+    changed[100] = 50.0
+    other = adaptive_factors(known, changed, rate=0.05, delay=2)
+    assert np.array_equal(found[:102], other[:102])
+    assert found[0] == conformal_quantile(known, 0.9)
+    gap = stream.copy()
+    gap[0] = np.nan
+    assert adaptive_factors(known, gap, delay=1)[1] == found[0]
+    assert (stream > found)[100:].mean() == pytest.approx(0.1, abs=0.03)
+    # steps that add up to no misses, but for rounding
+    assert AdaptiveConformal(alpha=1e-17, scores=known).factor == np.inf
+
+
 @pytest.mark.parametrize(("call", "message"), [
+    (lambda: adaptive_factors(np.ones(3), np.ones(3), delay=0), "delay >= 1"),
     (lambda: conformal_quantile(np.zeros(3), 1.0), "level must lie in"),
     (lambda: SplitConformal.of(np.zeros(3), np.ones(3)), r"errors \[N, H \+ 1, n\]"),
     (lambda: score_bands(np.zeros((2, 3, 1)), np.ones(1), steps=(3,)), "steps within H"),

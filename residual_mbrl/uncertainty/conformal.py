@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+NEVER = 1e-9
+"""A miss rate below this is zero but for rounding."""
 
 
 def conformal_quantile(scores: Array, level: float) -> Array:
@@ -116,9 +118,9 @@ class AdaptiveConformal:
     @property
     def factor(self) -> float:
         """Half width in scales for the next value: all where less than no misses are asked for, none where more than all."""
-        if self.asked <= 0:
+        if self.asked <= NEVER:
             return math.inf
-        return 0.0 if self.asked >= 1 else float(conformal_quantile(self.scores, 1 - self.asked))
+        return 0.0 if self.asked >= 1 - NEVER else float(conformal_quantile(self.scores, 1 - self.asked))
 
     def update(self, score: float, given: float | None = None) -> AdaptiveConformal:
         """Return the state after a value with this score ``|error| / scale``; ``given`` is the factor it had, where not the present one."""
