@@ -99,4 +99,4 @@ def _command(x: Array, target: Array, speed: Array, p: Mapping[str, float]) -> A
     signs = np.array(ROTORS, dtype=float)
     thrust = lift[:, None] / 4 + torque[:, :1] * signs[:, 1] / (4 * p["arm_y"]) - torque[:, 1:2] * signs[:, 0] / (4 * p["arm_x"])
     thrust -= torque[:, 2:] * signs[:, 2] * p["thrust1"] / p["drag_torque"] / 4
-    return np.sqrt(np.clip(thrust / p["thrust1"], 0.1, 6.0))
+    return np.asarray(np.sqrt(np.clip(thrust / p["thrust1"], 0.1, 6.0)))

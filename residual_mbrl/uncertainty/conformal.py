@@ -81,7 +81,8 @@ def adaptive_factors(known: Array, stream: Array, *, level: float = 0.9, rate: f
     """
     if delay < 1:
         raise ValueError(f"adaptive_factors: expected delay >= 1, received {delay}")
-    state, factors = AdaptiveConformal(level=level, rate=rate, memory=memory, scores=known[~np.isnan(known)][-memory:]), []
+    state = AdaptiveConformal(level=level, rate=rate, memory=memory, scores=known[~np.isnan(known)][-memory:])
+    factors: list[float] = []
     for i in range(len(stream)):
         if i >= delay and not np.isnan(stream[i - delay]):
             state = state.update(float(stream[i - delay]), given=factors[i - delay])
