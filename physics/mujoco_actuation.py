@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mujoco
 import numpy as np
-from mujoco.batch import Batch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -69,6 +68,13 @@ def memory_slopes(model: mujoco.MjModel, activation: Array, rate: Array, fields:
     return inside, inside * duration
 
 
+class Bound(Protocol):
+    """Worlds with results."""
+
+    def bind(self, name: str) -> NDArray[Any]:
+        """Return the live array of a data field, shape [n, ...]."""
+
+
 class ActuatorSlopes(NamedTuple):
     """Derivatives of joint forces and next activations, for n worlds; entry i of a row belongs to actuator i."""
 
@@ -94,7 +100,7 @@ class SimpleActuators:
         copies: Worlds in a row that share their model fields.
     """
 
-    def __init__(self, model: mujoco.MjModel, batch: Batch, varying: frozenset[str], copies: int = 1) -> None:
+    def __init__(self, model: mujoco.MjModel, batch: Bound, varying: frozenset[str], copies: int = 1) -> None:
         self._copies = copies
         flags, disable = int(model.opt.disableflags), mujoco.mjtDisableBit
         self.h, self.na, self.nv = float(model.opt.timestep), int(model.na), int(model.nv)

@@ -29,6 +29,7 @@ quadruped on the floor, a humanoid of 23 dof):
 
  - Force: exact.
  - Action and activation: exact for linear filters and affine gains (``mujoco_actuation``); by differences with a held for others.
+ - Friction, solref, solimp and margin of contacts: exact (``mujoco_adjoint_text``).
  - Velocity: exact from the engine's own derivative of the smooth forces and the damping of the constraint rows, where nothing in
    the integrator's inertia depends on velocity; by differences with a held elsewhere.
  - Position: differences with a held, of all worlds at once in a native call. Kinematics and collision have no other derivative here,
@@ -49,16 +50,18 @@ from mujoco.batch import MODEL_FIELDS, Batch
 from numpy.typing import NDArray
 
 from residual_mbrl.errors import ModelError
-from residual_mbrl.physics.mujoco_adjoint_plan import Plan, make_plan, supported
+from residual_mbrl.physics.mujoco_adjoint_plan import CONTACT_FIELDS, Plan, contact_fields, make_plan, supported
 from residual_mbrl.physics.mujoco_adjoint_worlds import AdjointWorlds
 from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_batch
+from residual_mbrl.physics.mujoco_pulled_worlds import PulledWorlds, is_pulled
 from residual_mbrl.physics.mujoco_runge_kutta import RungeKuttaWorlds
 from residual_mbrl.physics.numeric_step import Gradients, Inputs
 
-__all__ = ["StepAdjoint", "expanded_fields", "supported"]
+__all__ = ["StepAdjoint", "contact_fields", "expanded_fields", "supported"]
 
 Array = NDArray[np.float64]
 
+_Worlds = AdjointWorlds | RungeKuttaWorlds | PulledWorlds
 _LARGE = float(mujoco.mjMAXVAL)
 """Where the engine gives a state up."""
 _MOVED, _SOLVED = 1 << 11, 1 << 8
@@ -92,7 +95,7 @@ class StepAdjoint:
         _require(supported(model))
         self.model, self._threads = copy.copy(model), threads
         self._plans: dict[tuple[frozenset[str], frozenset[str]], Plan] = {}
-        self._worlds: dict[tuple[int, frozenset[str], frozenset[str]], AdjointWorlds | RungeKuttaWorlds] = {}
+        self._worlds: dict[tuple[int, type, frozenset[str], frozenset[str]], _Worlds] = {}
         self._rolled: dict[int, tuple[Batch, InputWriter, FieldWriter]] = {}
 
     def pull_back(self, inputs: Inputs, cotangent: Array, wanted: Collection[str], *, substeps: int = 1,
@@ -102,7 +105,8 @@ class StepAdjoint:
         Args:
             inputs: State [N, nx], action [N, nu] and force [N, nv]; values are not looked at.
             cotangent: Of the next state, on the tangent space, shape [N, 2 nv + na].
-            wanted: Any of "state", "action", "force".
+            wanted: Any of "state", "action", "force"; "velocity", which is that part of the state alone, at a fraction of the cost;
+                and ``contact_fields``. The last two come as values.
             substeps: Steps of the engine with the same action and force.
             fields: Model fields by world, derived ones included (``expanded_fields``), shape [N, ...].
 
@@ -112,16 +116,14 @@ class StepAdjoint:
         fields, wanted = fields or {}, frozenset(wanted)
         if substeps == 1:
             found = self._differentiate(inputs.state, inputs, cotangent[:, None], wanted, fields)
-            row = {name: x[:, 0] for name, x in found.items()}
-            return Gradients(state=row.get("state"), action=row.get("action"), force=row.get("force"))
+            return self._gradients({name: x[:, 0] for name, x in found.items()})
         states = self._substates(inputs, substeps, fields)
         total: dict[str, Array] = {}
         for k in reversed(range(substeps)):
             found = self._differentiate(states[k], inputs, cotangent[:, None], wanted | {"state"} if k else wanted, fields)
             total = {name: x + total[name] if name in total and name != "state" else x for name, x in found.items()} if total else found
             cotangent = found["state"][:, 0] if k else cotangent
-        rows = {name: total[name][:, 0] for name in wanted}
-        return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"))
+        return self._gradients({name: total[name][:, 0] for name in wanted})
 
     def jacobian(self, inputs: Inputs, wanted: Collection[str], *, substeps: int = 1,
                  fields: Mapping[str, Array] | None = None) -> dict[str, Array]:
@@ -136,6 +138,29 @@ class StepAdjoint:
                 continue
             total = {name: found["state"] @ total[name] + (0 if name == "state" else x) for name, x in found.items()}
         return {name: total[name] for name in wanted}
+
+    def signatures(self, inputs: Inputs, *, substeps: int = 1, fields: Mapping[str, Array] | None = None) -> NDArray[np.uint64]:
+        """Return a number for each world that tells which constraints there are and how they act, in every substep, shape [N].
+
+        Raises:
+            ModelError: if derivatives of this model are taken without a look at single rows.
+        """
+        fields, wanted = fields or {}, frozenset({"force"})
+        n, size = len(inputs.state), 2 * int(self.model.nv) + int(self.model.na)
+        total, cotangent = np.zeros(n, np.uint64), np.zeros((n, 1, size))
+        for state in self._substates(inputs, substeps, fields):
+            self._differentiate(state, inputs, cotangent, wanted, fields)
+            worlds = self._worlds.get((n, PulledWorlds, wanted, frozenset(fields)))
+            if not isinstance(worlds, PulledWorlds):
+                raise ModelError("no signatures of contacts: expected Euler, or implicitfast with drives at joints alone")
+            total = total * np.uint64(1099511628211) + worlds.signature
+        return total
+
+    def _gradients(self, rows: Mapping[str, Array]) -> Gradients:
+        values = {name: x.reshape(-1, *getattr(self.model, name).shape) for name, x in rows.items() if name in CONTACT_FIELDS}
+        if "velocity" in rows:
+            values["velocity"] = rows["velocity"]
+        return Gradients(state=rows.get("state"), action=rows.get("action"), force=rows.get("force"), values=values)
 
     def _substates(self, inputs: Inputs, substeps: int, fields: Mapping[str, Array]) -> list[Array]:
         """Return the states that the substeps start from."""
@@ -175,14 +200,16 @@ class StepAdjoint:
             _require(supported(self.model, fields))
             self._plans[kind] = make_plan(self.model, *kind)
         plan = self._plans[kind]
+        pulled = is_pulled(self.model, plan, wanted)
+        if "velocity" in wanted and not pulled:
+            found = self._chunked(state, action, force, cotangent, wanted - {"velocity"} | {"state"}, fields)
+            nv = int(self.model.nv)
+            return {name: x for name, x in found.items() if name in wanted} | {"velocity": found["state"][:, :, nv : 2 * nv]}
+        if pulled:
+            return self._kept(count, kind, plan, PulledWorlds).differentiate(state, action, force, cotangent, wanted, fields)
         most = min(count, _SOLVED // plan.stages, max(1, _MOVED // max(plan.rows, 1)))
         at_once = -(-count // -(-count // most))  # chunks of one size
-        if (at_once, *kind) not in self._worlds:
-            if len(self._worlds) > 4:  # batch sizes that come and go must not fill the memory
-                self._worlds.clear()
-            kinds = RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds
-            self._worlds[at_once, *kind] = kinds(self.model, at_once, plan, varying=kind[1], threads=self._threads)
-        worlds = self._worlds[at_once, *kind]
+        worlds = self._kept(at_once, kind, plan, RungeKuttaWorlds if plan.stages > 1 else AdjointWorlds)
         if at_once == count:
             return worlds.differentiate(state, action, force, cotangent, wanted, fields)
         parts = []
@@ -193,6 +220,16 @@ class StepAdjoint:
                                          None if cotangent is None else cotangent[s], wanted, {n: x[s] for n, x in fields.items()})
             parts.append({name: x[start - first :] for name, x in found.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def _kept(self, count: int, kind: tuple[frozenset[str], frozenset[str]], plan: Plan,
+              made: type[AdjointWorlds] | type[RungeKuttaWorlds] | type[PulledWorlds]) -> _Worlds:
+        """Return worlds of a kind, those of an earlier call where there are any."""
+        key = (count, made, *kind)
+        if key not in self._worlds:
+            if len(self._worlds) > 4:  # batch sizes that come and go must not fill the memory
+                self._worlds.clear()
+            self._worlds[key] = made(self.model, count, plan, varying=kind[1], threads=self._threads)
+        return self._worlds[key]
 
 
 def _require(reason: str | None) -> None:

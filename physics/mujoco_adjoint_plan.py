@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residual_mbrl.physics.mujoco_actuation import has_plain_memory, is_simple, pushes_alike
+from residual_mbrl.physics.mujoco_adjoint_text import FIELDS
 
+CONTACT_FIELDS = frozenset(FIELDS)
+"""Model fields of contacts by which steps may be differentiated: friction, solref, solimp and margin of geoms and explicit pairs."""
 _INTEGRATOR, _ENABLE, _DISABLE = mujoco.mjtIntegrator, mujoco.mjtEnableBit, mujoco.mjtDisableBit
 _EULER, _FAST, _IMPLICIT, _RK4 = (int(i) for i in (_INTEGRATOR.mjINT_EULER, _INTEGRATOR.mjINT_IMPLICITFAST, _INTEGRATOR.mjINT_IMPLICIT,
                                                    _INTEGRATOR.mjINT_RK4))
@@ -45,6 +48,12 @@ def supported(model: mujoco.MjModel, fields: Collection[str] = ()) -> str | None
     return next((reason for reason, stands in reasons.items() if stands), None)
 
 
+def contact_fields(model: mujoco.MjModel) -> frozenset[str]:
+    """Return the model fields of contacts by which the steps of a model that is ``supported`` have exact gradients."""
+    flags = int(model.opt.enableflags)
+    return frozenset() if flags & (int(_ENABLE.mjENBL_OVERRIDE) | int(_ENABLE.mjENBL_DIAGEXACT)) else CONTACT_FIELDS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How the derivative of a step is put together.
@@ -60,6 +69,7 @@ class Plan:
         passive: Whether moves leave the actuators' forces as they are.
         exact_velocity: Whether velocities are not moved.
         exact_action: Whether controls and activations are not moved.
+        driven: Whether the integrator's inertia is M plus a diagonal that joints' damping and drives make up.
         lone: Velocity entries of free bodies without jointed descendants where the integrator treats their gyroscopic force implicitly.
     """
 
@@ -73,6 +83,7 @@ class Plan:
     passive: bool
     exact_velocity: bool
     exact_action: bool
+    driven: bool
     lone: tuple[NDArray[np.int64], ...]
 
 
@@ -108,7 +119,16 @@ def make_plan(model: mujoco.MjModel, wanted: Collection[str], fields: Collection
                 implicit=implicit, damped=damped, factored=factored,
                 stepped=not runge_kutta and ((implicit and not damped) or (na > 0 and not exact_action)),
                 passive=not na and pushes_alike(model, fields) and not (sizes["velocity"] or sizes["action"]),
-                exact_velocity=exact_velocity, exact_action=exact_action, lone=lone)
+                exact_velocity=exact_velocity, exact_action=exact_action,
+                driven=integrator == _FAST and not off and not lone and exact_action and _is_driven_at_joints(model, fields), lone=lone)
+
+
+def _is_driven_at_joints(model: mujoco.MjModel, fields: Collection[str]) -> bool:
+    """Whether velocity acts on forces, but for inertia's own, joint by joint and linearly."""
+    passive = int(model.opt.disableflags) & (int(_DISABLE.mjDSBL_ACTUATION) | int(_DISABLE.mjDSBL_CLAMPCTRL))
+    scalar = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
+    return (not passive and _smooth_slope_is_whole(model, fields) and not model.jnt_actfrclimited.any()
+            and bool(np.isin(model.jnt_type[model.actuator_trnid[:, 0]], scalar).all()) and int(model.opt.disableactuator) == 0)
 
 
 def _smooth_slope_is_whole(model: mujoco.MjModel, fields: Collection[str]) -> bool:

@@ -80,7 +80,7 @@ class AdjointWorlds:
         else:
             w = to_velocity @ inverse
             mu = w if solved.stiff is None else solve_rows(solved.hessian, w @ solved.inertia)
-        found = solved.pull_forces(mu, wanted)
+        found = solved.pull_forces(mu, wanted) | solved.pull_contacts(mu, wanted)
         if plan.stepped:
             found |= self._by_steps(onto, -mu if w is None else w - mu)
         elif plan.groups:

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-from mujoco.batch import Batch
 from numpy.typing import NDArray
+
+from residual_mbrl.physics.mujoco_native import NativeBatch
 
 Array = NDArray[np.float64]
 
@@ -52,7 +53,7 @@ class Rows:
     """Elliptic contacts: place in the batch, first row, mu, friction [dim - 1]."""
 
 
-def read_rows(batch: Batch, data: mujoco.MjData, worlds: NDArray[np.int64], counts: NDArray[np.int64], nv: int) -> Rows:
+def read_rows(batch: NativeBatch, data: mujoco.MjData, worlds: NDArray[np.int64], counts: NDArray[np.int64], nv: int) -> Rows:
     """Read the rows of some worlds of a persistent batch whose model keeps its Jacobian dense.
 
     Args:

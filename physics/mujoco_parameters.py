@@ -40,6 +40,7 @@ class Group:
         write: Writes values, shape [N, number of parameters], into the fields.
         bodies: Bodies whose centre of mass or principal axes change.
         geoms: Geoms whose place in their body changes.
+        place: Which number of the field it is, of a group of one parameter and one field.
     """
 
     parameters: tuple[Parameter, ...]
@@ -47,6 +48,7 @@ class Group:
     write: Callable[[Fields, Array], None]
     bodies: tuple[int, ...] = ()
     geoms: tuple[int, ...] = ()
+    place: tuple[int | slice, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _number(name: str, field: str, place: tuple[int | slice, ...], value: float,
     parameter = Parameter(name=name, nominal=value, lower=lower, upper=upper, unit=unit)
     row = tuple(i for i in place[:1] if isinstance(i, int))
     return Group(parameters=(parameter,), fields=(field,), write=write, bodies=row if field == "body_ipos" else (),
-                 geoms=row if field in ("geom_pos", "geom_quat") else ())
+                 geoms=row if field in ("geom_pos", "geom_quat") else (), place=place)
 
 
 def _by_place(model: mujoco.MjModel, name: str) -> Group | None:

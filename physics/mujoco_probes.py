@@ -10,11 +10,15 @@ import numpy as np
 from mujoco.batch import Batch
 from numpy.typing import NDArray
 
+from residual_mbrl.physics.mujoco_native import NativeBatch
+
 Array = NDArray[np.float64]
 
 _FEW = 32
 """Worlds that are stepped in less time than it takes to wake a thread."""
 
+_TOLERANCE = 1e-13
+"""Of the solve at which derivatives are taken: accelerations are then right to 1e-5 of their unit at worst, mostly to rounding."""
 _OWN = frozenset({f"opt.{n}" for n in ("solver", "iterations", "tolerance", "ls_iterations", "ls_tolerance", "jacobian", "integrator",
                                        "disableflags", "enableflags")})
 """Options that derivatives choose themselves."""
@@ -37,15 +41,30 @@ def engine_model(model: mujoco.MjModel, integrator: mujoco.mjtIntegrator | None 
     return changed
 
 
+def solving_model(model: mujoco.MjModel) -> mujoco.MjModel:
+    """Return a copy that solves to rounding and integrates so as to leave the derivative of smooth forces behind."""
+    solved = engine_model(model, mujoco.mjtIntegrator.mjINT_IMPLICIT)
+    option = solved.opt
+    option.solver, option.iterations = mujoco.mjtSolver.mjSOL_NEWTON, max(100, option.iterations)
+    option.tolerance, option.ls_iterations = min(_TOLERANCE, option.tolerance), max(50, option.ls_iterations)
+    return solved
+
+
 def make_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int | None = None, persistent: bool = False) -> Batch:
     """Return a batch, with one thread where more would not pay for the worlds that are stepped at once; 0 takes every core."""
     return Batch(model, worlds, nthread=1 if (at_once or worlds) <= _FEW else threads, persistent=persistent)
 
 
+def make_native_batch(model: mujoco.MjModel, worlds: int, threads: int, *, at_once: int | None = None,
+                      persistent: bool = False) -> NativeBatch:
+    """Return the same with compiled functions; arguments as in ``make_batch``."""
+    return NativeBatch(model, worlds, 1 if (at_once or worlds) <= _FEW else threads, persistent=persistent)
+
+
 class FieldWriter:
     """Writes model fields of a batch in which each world of the caller's stands ``copies`` times in a row."""
 
-    def __init__(self, batch: Batch, copies: int = 1) -> None:
+    def __init__(self, batch: Batch | NativeBatch, copies: int = 1) -> None:
         self._batch, self._copies = batch, copies
         self._written: dict[str, Array] = {}
 
@@ -62,7 +81,7 @@ class FieldWriter:
 class InputWriter:
     """Writes what the worlds of a batch start from, in which each of the caller's stands ``copies`` times in a row."""
 
-    def __init__(self, batch: Batch, copies: int = 1) -> None:
+    def __init__(self, batch: Batch | NativeBatch, copies: int = 1) -> None:
         self._copies = copies
         self._state = [view for view in (batch.bind(n) for n in ("qpos", "qvel", "act")) if view.size]
         self._action, self._force = batch.bind("ctrl"), batch.bind("qfrc_applied")

@@ -112,7 +112,7 @@ class RungeKuttaWorlds:
         """Return products of cotangents [n, m, nv + na] of acceleration and rate of activation, by all that these depend on."""
         solved, nv = self._solved, self.nv
         mu = solve_rows(solved.hessian[at], onto[:, :, :nv])
-        found = solved.pull_forces(mu, wanted | {"state"}, at)
+        found = solved.pull_forces(mu, wanted | {"state"}, at) | solved.pull_contacts(mu, wanted, at)
         found |= solved.pull_differences(mu, [(-mu, solved.acceleration[at])], onto[:, :, nv:], at)
         found["y"] = np.concatenate([found["velocity"], found["activation"]], 2) if self.na else found["velocity"]
         return {name: x for name, x in found.items() if name in wanted or name in ("position", "y")}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,12 +20,13 @@ from residual_mbrl.baselines import Baseline, Parameters, Port, StepJacobian, Va
 from residual_mbrl.contacts import Contacts
 from residual_mbrl.errors import ModelError
 from residual_mbrl.physics.contact import ContactProbe
-from residual_mbrl.physics.mujoco_adjoint import StepAdjoint, supported
+from residual_mbrl.physics.gradient_smoothing import SmoothedAdjoint, Smoothing
+from residual_mbrl.physics.mujoco_adjoint import StepAdjoint, contact_fields, supported
 from residual_mbrl.physics.mujoco_contacts import name_contacts
 from residual_mbrl.physics.mujoco_engine import Worlds
 from residual_mbrl.physics.mujoco_fields import read_field, write_field
 from residual_mbrl.physics.mujoco_model import Source, element_name, joint_ranges, load_model, state_space
-from residual_mbrl.physics.mujoco_parameters import choose
+from residual_mbrl.physics.mujoco_parameters import Group, choose
 from residual_mbrl.physics.numeric_step import (
     Gradients,
     Inputs,
@@ -61,6 +62,7 @@ class MujocoSimulator(Baseline):
         parameters: Names or glob patterns of what shall be a parameter; or ``Parameters`` with bounds of your own.
         dt: Seconds per step, a multiple of the model's time step, which is taken where None.
         threads: Native threads; 0 takes every core.
+        smoothing: How to smooth gradients next to switches of contacts; None takes those of the state itself everywhere.
 
     Attributes:
         failed: Worlds of the last step or rollout that the engine gave up, shape [N].
@@ -75,7 +77,8 @@ class MujocoSimulator(Baseline):
     ports = frozenset(Port)
     has_contacts = True
 
-    def __init__(self, model: Source, parameters: Sequence[str] | Parameters = (), *, dt: float | None = None, threads: int = 0) -> None:
+    def __init__(self, model: Source, parameters: Sequence[str] | Parameters = (), *, dt: float | None = None, threads: int = 0,
+                 smoothing: Smoothing | None = None) -> None:
         file = load_model(model)
         self.parameters, self._groups = choose(file.model, parameters)
         self.file = file.with_free_inertias([b for g in self._groups for b in g.bodies])
@@ -91,7 +94,14 @@ class MujocoSimulator(Baseline):
         self._sizes = (self.space.nx, self.space.nu, self.space.nv)
         self.live = frozenset({*self.parameters.names, *ADDITIONS})
         self.inexact = supported(self.model)
-        self._adjoint: StepAdjoint | None = None
+        self._places = _contact_places(self.model, self._groups)
+        self.smoothing = smoothing
+        self._adjoint: StepAdjoint | SmoothedAdjoint | None = None
+        if smoothing is not None:
+            if self.inexact is not None:
+                raise ModelError(f"{self.file.name}: smoothing takes means of exact gradients, but there are none: {self.inexact}")
+            rest = np.concatenate([self.model.qpos0, np.zeros(self.space.nx - self.space.nq)])[None]
+            StepAdjoint(self.model).signatures(Inputs(state=rest, action=np.zeros((1, self.space.nu))))  # raises where it cannot be
         self._worlds: OrderedDict[tuple[int, bool], Worlds] = OrderedDict()
         self._probes: dict[tuple[int, float], ContactProbe] = {}
         self.most_missed = 0
@@ -161,27 +171,37 @@ class MujocoSimulator(Baseline):
     def pull_back(self, inputs: Inputs, cotangent: Array, wanted: frozenset[str]) -> Gradients:
         """Return the vector-Jacobian product of a step.
 
-        By state, action and force it is that of ``mujoco_adjoint``, exact through the solver, unless ``inexact`` says why not; by
-        parameters it is taken by centred differences, all perturbed worlds in one batch.
+        By state, action, force and the parameters of contacts (friction, solref, solimp, margin) it is that of ``mujoco_adjoint``, exact
+        through the solver, unless ``inexact`` says why not; by other parameters it is taken by centred differences, all perturbed
+        worlds in one batch.
         """
-        exact = wanted & EXACT if self.inexact is None else frozenset[str]()
+        exact = wanted & (EXACT | self._places.keys()) if self.inexact is None else frozenset[str]()
         rest, own = wanted - exact, None
         if exact:
-            own = self._exact().pull_back(inputs, cotangent, exact, substeps=self.substeps, fields=self._place(inputs).fields())
+            found = self._exact().pull_back(inputs, cotangent, self._fields_of(exact), substeps=self.substeps,
+                                            fields=self._place(inputs).fields())
+            own = replace(found, values={n: np.moveaxis(found.values[f], 0, -1)[place] for n, (f, place) in self._places.items()
+                                         if n in exact})
             if not rest:
                 return own
         by = pull_back_by_differences(self._perturbed, self.space, inputs, cotangent, rest, scales=self._scales())
-        return by if own is None else replace(own, values=by.values)
+        return by if own is None else replace(own, values={**own.values, **by.values})
 
     def jacobian(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], force: Tensor | None = None,
                  parameters: Values | None = None) -> StepJacobian:
         """Return the derivative of a step on the tangent space; by which method as in ``pull_back``."""
         def differentiate(inputs: Inputs, names: Sequence[str]) -> Mapping[str, Array]:
-            exact = [n for n in names if n in EXACT and self.inexact is None]
+            exact = [n for n in names if (n in EXACT or n in self._places) and self.inexact is None]
             rest = [n for n in names if n not in exact]
             found = difference_jacobian(self._perturbed, self.space, inputs, rest, scales=self._scales()) if rest else {}
-            fields = self._place(inputs).fields()
-            return {**found, **self._exact().jacobian(inputs, exact, substeps=self.substeps, fields=fields)} if exact else found
+            if not exact:
+                return found
+            blocks = self._exact().jacobian(inputs, self._fields_of(exact), substeps=self.substeps, fields=self._place(inputs).fields())
+            for n in exact:
+                field, place = self._places.get(n, (n, ()))
+                shape = () if n in EXACT else getattr(self.model, field).shape
+                found[n] = blocks[n] if n in EXACT else blocks[field][:, :, np.ravel_multi_index(place, shape), None]
+            return found
 
         if force is None:
             force = state.new_zeros(*state.shape[:-1], self.space.nv)
@@ -189,13 +209,33 @@ class MujocoSimulator(Baseline):
 
     def gradient_method(self, name: str) -> str:
         """Return in words how a step is differentiated by "state", "action", "force" or a parameter."""
-        if name not in EXACT:
+        if name not in EXACT and name not in self._places:
             return "centred differences"
-        return "exact adjoint" if self.inexact is None else f"centred differences ({self.inexact})"
+        if self.inexact is not None:
+            return f"centred differences ({self.inexact})"
+        return "exact adjoint" if self.smoothing is None else "exact adjoint, smoothed at switches"
+
+    def smoothed(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
+                 parameters: Values | None = None) -> Bool[Tensor, "..."]:
+        """Return where the gradient of a step is a mean over moved states, shape [*batch]."""
+        inputs, batch = to_inputs(state, action, None, parameters or {}, ADDITIONS)
+        adjoint = self._exact() if self.smoothing is not None else None
+        found = np.zeros(len(inputs.state), bool)
+        if isinstance(adjoint, SmoothedAdjoint):
+            found[adjoint.find(inputs, substeps=self.substeps, fields=self._place(inputs).fields())] = True
+        return torch.from_numpy(found).reshape(batch)
+
+    def unsmoothed(self) -> MujocoSimulator:
+        """Return the same model without smoothing of gradients."""
+        if self.smoothing is None:
+            return self
+        other = copy.copy(self)
+        other.smoothing = None
+        return other
 
     def solved_to_rounding(self) -> MujocoSimulator:
         """Return the same model with the constraint solver's tolerance at zero: what the exact adjoint is the derivative of."""
-        other = copy.copy(self)
+        other = copy.copy(self.unsmoothed())
         other.model = copy.copy(self.model)
         option = other.model.opt
         option.tolerance, option.iterations, option.ls_iterations = 0.0, max(100, option.iterations), max(50, option.ls_iterations)
@@ -218,7 +258,7 @@ class MujocoSimulator(Baseline):
         self._check(state, action, force)
         inputs, batch = to_inputs(state, action, force, parameters or {}, ADDITIONS)
         if (most, reach) not in self._probes:
-            self._probes[most, reach] = ContactProbe(self.model, most, reach)
+            self._probes[most, reach] = ContactProbe(self.model, most, reach, threads=self._threads)
         found = self._probes[most, reach].look(inputs.state, inputs.action, inputs.force, self._place(inputs).fields())
         missed = int(found.missed.max()) if found.missed.numel() else 0
         if missed > self.most_missed:
@@ -324,13 +364,26 @@ class MujocoSimulator(Baseline):
         """Return the values of the named parameters alone."""
         return {n: x for n, x in (values or {}).items() if n in self.parameters.names}
 
-    def _exact(self) -> StepAdjoint:
+    def _fields_of(self, names: Collection[str]) -> frozenset[str]:
+        """Return what the adjoint is asked for inputs and parameters of these names."""
+        return frozenset(self._places[n][0] if n in self._places else n for n in names)
+
+    def _exact(self) -> StepAdjoint | SmoothedAdjoint:
         if self._adjoint is None:
-            self._adjoint = StepAdjoint(self.model, threads=self._threads)
+            adjoint = StepAdjoint(self.model, threads=self._threads)
+            self._adjoint = adjoint if self.smoothing is None else SmoothedAdjoint(
+                adjoint, self._perturbed, self.space, self.smoothing)
         return self._adjoint
 
     def _scales(self) -> dict[str, float]:
         return {p.name: max(p.scale, 1e-6) for p in self.parameters}
+
+
+def _contact_places(model: mujoco.MjModel, groups: Sequence[Group]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return field and place of the parameters by which the adjoint differentiates, by name."""
+    exact = contact_fields(model)
+    return {g.parameters[0].name: (g.fields[0], tuple(int(i) for i in g.place if isinstance(i, int)))
+            for g in groups if g.place is not None and g.fields[0] in exact}
 
 
 def _with_free_places(model: mujoco.MjModel, geoms: Sequence[int]) -> mujoco.MjModel:

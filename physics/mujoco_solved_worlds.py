@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from residual_mbrl.physics.mujoco_actuation import ActuatorSlopes, SimpleActuators
 from residual_mbrl.physics.mujoco_adjoint_plan import Plan
+from residual_mbrl.physics.mujoco_adjoint_text import ARGUMENTS, ENGINE, FIELDS, NAMES, TEXT
 from residual_mbrl.physics.mujoco_contact_hessian import constraint_slopes, read_rows
 from residual_mbrl.physics.mujoco_moved_worlds import Moved
-from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, engine_model, make_batch
+from residual_mbrl.physics.mujoco_native import Arguments, compile_functions, engine_function
+from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, make_native_batch, solving_model
 
 Array = NDArray[np.float64]
 
-_TOLERANCE = 1e-16
-"""Of the solve at which derivatives are taken: on the way there Newton's last iterations cost next to nothing."""
 _ALL = slice(None)
 _SMALL = 8
 """Degrees of freedom up to which a product with a matrix of zeros and ones is quicker than indices."""
@@ -59,11 +59,8 @@ class SolvedWorlds:
     def __init__(self, model: mujoco.MjModel, worlds: int, plan: Plan, *, varying: frozenset[str], threads: int) -> None:
         self.model, self._plan, self._threads, self._worlds = model, plan, threads, worlds * plan.stages
         self._nq, self._nv, self._na = int(model.nq), int(model.nv), int(model.na)
-        solved = engine_model(model, mujoco.mjtIntegrator.mjINT_IMPLICIT)  # the integrator that leaves the smooth forces' derivative behind
-        option = solved.opt
-        option.solver, option.iterations = mujoco.mjtSolver.mjSOL_NEWTON, max(100, option.iterations)
-        option.tolerance, option.ls_iterations = min(_TOLERANCE, option.tolerance), max(50, option.ls_iterations)
-        self._batch = make_batch(solved, self._worlds, threads, at_once=worlds, persistent=True)
+        solved = solving_model(model)
+        self._batch = make_native_batch(solved, self._worlds, threads, at_once=worlds, persistent=True)
         self._writer, self._inputs = FieldWriter(self._batch, plan.stages), InputWriter(self._batch, plan.stages)
         names = ("M", "qacc", "qDeriv", "nefc", "act_dot", "qfrc_smooth", "qfrc_passive", "qfrc_bias")
         self._out = {name: self._batch.bind(name) for name in names}
@@ -71,11 +68,13 @@ class SolvedWorlds:
         self._data = mujoco.MjData(solved)
         self._actuators = SimpleActuators(model, self._batch, varying, plan.stages) if model.nu and plan.exact_action else None
         self._moved: dict[bool, Moved] = {}
-        self._ids = [np.arange(stage, self._worlds, plan.stages) for stage in range(plan.stages)] if plan.stages > 1 else [None]
+        every = [np.arange(stage, self._worlds, plan.stages, dtype=np.int32) for stage in range(plan.stages)]
+        self._ids = every if plan.stages > 1 else [None]
         self._row, self._column = np.repeat(np.arange(self._nv), model.M_rownnz), model.M_colind.astype(int)
         self._entry, self._mirror = self._row * self._nv + self._column, self._column * self._nv + self._row
         self._twice = np.where(self._row == self._column, 0.0, 1.0)
         self._gather: Array | None = None
+        self._arguments: Arguments | None = None
         if self._nv <= _SMALL:  # the same as a product, which is one call
             self._gather = np.zeros((self._nv**2, len(self._row)))
             self._gather[self._entry, np.arange(len(self._row))] += 1.0
@@ -151,6 +150,22 @@ class SolvedWorlds:
             rows[:, :, : self._nv] += self.pull_inertia(moved.inertia(at), pairs)
         rows /= moved.width
         return moved.split(rows)
+
+    def pull_contacts(self, mu: Array, wanted: frozenset[str], at: slice = _ALL) -> dict[str, Array]:
+        """Return ``mu · δr`` by the model fields of contacts that are wanted, each shape [n, m, numbers of the field]."""
+        fields = [name for name in FIELDS if name in wanted]
+        if not fields:
+            return {}
+        if self._arguments is None:
+            self._arguments = Arguments(ARGUMENTS)
+            self._arguments.set(**{name: engine_function(name) for name in ENGINE})
+        worlds, m = np.arange(self._worlds, dtype=np.int32)[at], mu.shape[1]
+        rows = np.zeros((self._worlds, m, self._nv))
+        rows[at] = mu
+        found = {name: np.zeros((self._worlds, m, getattr(self.model, name).size)) for name in fields}
+        self._arguments.set(mu=rows, acceleration=self.acceleration, rows=m, **{name: found.get(name) for name in FIELDS})
+        self._batch.apply(compile_functions(TEXT, NAMES)["contacts"], self._arguments.address, np.ascontiguousarray(worlds))
+        return {name: x[at] for name, x in found.items()}
 
     def pull_inertia(self, change: Array, pairs: Sequence[tuple[Array, Array]]) -> Array:
         """Return ``Σ x · δM y``, shape [n, m, moves]; the entries of δM are [n, moves, nC]."""

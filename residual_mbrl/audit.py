@@ -71,6 +71,9 @@ def gradient_audit(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch nx"
     one-sided ones; where they disagree among themselves the function has a switch and nothing is judged. The relative error is
     ``|received - expected| / (|expected| + 1e-3 largest of the output's row)``.
 
+    A baseline that smooths its gradients across switches (``MujocoSimulator(smoothing=...)``) is judged without that: by the derivative of
+    the state itself. ``smoothed`` tells in which steps its own gradient is another.
+
     The model is never changed: copies are differentiated. With n = ndx + nu + parameters, T tensors of weights and D directions
     the cost is ``4 n + 4 D T`` steps and ``ndx + D`` reverse sweeps of one step for each step of each world, and ``20 D`` rollouts with
     ``2 D`` reverse sweeps, all batched: a cart-pole with a residual over 50 steps takes half a second, in 64 worlds as in one.
@@ -92,6 +95,7 @@ def gradient_audit(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch nx"
     if state.dtype not in TOLERANCE:
         raise ValueError(f"gradient_audit: state must be float64 or float32, received {state.dtype}")
     audited, reference = copy.deepcopy(dynamics), copy.deepcopy(dynamics).double()
+    audited.baseline = audited.baseline.unsmoothed()
     with torch.no_grad():
         rollout(audited, state, actions, backend=options.backend)  # refuses what does not fit
         states = rollout(reference, state.double(), actions.double())
@@ -108,7 +112,7 @@ def gradient_audit(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch nx"
     entries = [Comparison(*(x[trial.finite] for x in steps.comparison)), *weights.comparisons, *whole.comparisons]
     findings = [*_lost_states(trial, names), *steps.findings(), *sensitivity.findings, *weights.findings,
                 *([] if weights.findings else whole.findings)]
-    return _result(findings, entries, sensitivity, method, trial)
+    return replace(_result(findings, entries, sensitivity, method, trial), smoothed=_smoothed(dynamics, trial))
 
 
 def _method(audited: ResidualDynamics, reference: ResidualDynamics, trial: Trial, options: AuditOptions, dtype: torch.dtype) -> Method:
@@ -147,7 +151,15 @@ def _result(findings: Sequence[Finding], entries: Sequence[Comparison], sensitiv
         checks=len(verdict), undecided=len(verdict) - len(judged), worst_error=float(judged.max()) if len(judged) else 0.0,
         growth=sensitivity.growth, horizon=sensitivity.horizon, rate=sensitivity.rate,
         subject=f"{' + '.join([type(baseline).__name__, *(r.name for r in method.audited.corrections)])}, {batch.numel()} world(s), "
-                f"{horizon} steps, {method.backend} backend in {str(method.dtype).removeprefix('torch.')}")
+                f"{horizon} steps, {method.backend} backend in {str(method.dtype).removeprefix('torch.')}",
+        smoothed=torch.zeros(*batch, horizon, dtype=torch.bool))
+
+
+def _smoothed(dynamics: ResidualDynamics, trial: Trial) -> Tensor:
+    """Return where the model's own gradient is a mean across a switch, shape [*batch, H]; residuals' forces count as none."""
+    own = trial.states[..., :-1, : dynamics.baseline.space.nx]
+    values = {n: own.new_tensor(x) for n, x in dynamics.values.items()}
+    return dynamics.baseline.smoothed(own, trial.actions, values) & trial.finite
 
 
 def _lost_states(trial: Trial, names: Sequence[str]) -> list[Finding]:

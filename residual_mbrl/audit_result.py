@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SHOWN = 12
@@ -92,6 +92,7 @@ class GradientAudit:
         horizon: Steps until growth exceeds the threshold or a state is not finite, H where neither happens, shape [*batch].
         rate: Factor by which changes grow in a step, the geometric mean over ``horizon``, shape [*batch].
         subject: What was audited, in words.
+        smoothed: Steps whose gradient is a mean across a switch; judged is the one without, shape [*batch, H].
     """
 
     findings: tuple[Finding, ...]
@@ -103,6 +104,7 @@ class GradientAudit:
     horizon: Int[Tensor, "*batch"]
     rate: Float[Tensor, "*batch"]
     subject: str
+    smoothed: Bool[Tensor, "*batch horizon"]
 
     @property
     def ok(self) -> bool:
@@ -121,9 +123,18 @@ class GradientAudit:
                  f"  {self.checks} derivatives compared, {self.undecided} not judged, worst relative error {self.worst_error:.2g}",
                  f"  growth per step {float(self.rate.min()):.4g} to {float(self.rate.max()):.4g}, at most "
                  f"{float(self.growth.nan_to_num(float('inf')).max()):.3g} in all",
+                 *_smoothed(self.smoothed),
                  *([f"  suggested horizon: {cut} of {self.growth.shape[-1]} steps"] if cut < self.growth.shape[-1] else []),
                  *_listed(self.findings), *_listed(self.switches)]
         return "\n".join(lines)
+
+
+def _smoothed(where: Tensor) -> list[str]:
+    if not bool(where.any()):
+        return []
+    *world, step = where.nonzero()[0].tolist()
+    place = f"world {', '.join(map(str, world))}, step {step}" if world else f"step {step}"
+    return [f"  gradient smoothed across a switch in {int(where.sum())} of {where.numel()} steps, first in {place}; judged without"]
 
 
 def _listed(findings: Sequence[Finding]) -> list[str]:

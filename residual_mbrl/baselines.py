@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from residual_mbrl.contacts import Contacts
@@ -261,6 +261,15 @@ class Baseline(ABC):
     def gradient_method(self, name: str) -> str:
         """Return in words how a step is differentiated by "state", "action", "force" or a parameter."""
         return "torch autograd"
+
+    def smoothed(self, state: Float[Tensor, "*#batch nx"], action: Float[Tensor, "*#batch nu"],
+                 parameters: Values | None = None) -> Bool[Tensor, "..."]:
+        """Return where the gradient of a step is meant to be another than its derivative: smoothed across a switch, shape [*batch]."""
+        return state.new_zeros(torch.broadcast_shapes(state.shape[:-1], action.shape[:-1]), dtype=torch.bool)
+
+    def unsmoothed(self) -> Baseline:
+        """Return this model with the derivative itself for a gradient everywhere; itself where that is so."""
+        return self
 
     def solved_to_rounding(self) -> Baseline:
         """Return this model with whatever its step solves by iteration solved as far as rounding allows; itself where there is nothing."""

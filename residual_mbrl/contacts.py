@@ -54,10 +54,10 @@ class Contacts:
         """Return ``Σ Jᵀ λ`` [N or N·m], shape [*batch, nv], of forces in the contact frames [N], shape [*batch, most, 3]."""
         return torch.einsum("...kin,...ki->...n", self.jacobian, force)
 
-    def answers(self) -> Tensor:
-        """Return ``J M⁻¹ Jᵀ`` over the touching contacts, zero elsewhere, shape [*batch, most·3, most·3]."""
-        on = self.touching[..., None, None].to(self.jacobian)
-        rows, columns = ((on * x).flatten(-3, -2) for x in (self.response, self.jacobian))
+    def answers(self, count: int | None = None) -> Tensor:
+        """Return ``J M⁻¹ Jᵀ`` over the touching contacts, zero elsewhere, shape [*batch, most·3, most·3]; of the first ``count`` alone."""
+        on = self.touching[..., :count, None, None].to(self.jacobian)
+        rows, columns = ((on * x[..., :count, :, :]).flatten(-3, -2) for x in (self.response, self.jacobian))
         return rows @ columns.mT
 
     def reshaped(self, batch: torch.Size, like: Tensor) -> Contacts:

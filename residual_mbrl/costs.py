@@ -23,6 +23,25 @@ class WarpCost(NamedTuple):
     """``running(x, u, r) -> float``."""
     terminal: WarpFunction
     """``terminal(x, r) -> float``."""
+    squares: WarpFunction | None = None
+    """``squares(x, u, r) -> (d, w)``, one after another: ``Σ w d²`` is ``running``, or with ``curved`` a part of it, for Gauss-Newton."""
+    curved: WarpFunction | None = None
+    """``curved(x, u, r) -> float``: what there is besides squares."""
+    terminal_squares: WarpFunction | None = None
+    """``terminal_squares(x, r) -> (d, w)``."""
+    terminal_curved: WarpFunction | None = None
+    """``terminal_curved(x, r) -> float``."""
+
+
+class CostParts(NamedTuple):
+    """A cost as ``Σ w d² + rest``, for second-order methods: of the squares only first derivatives of d are taken (Gauss-Newton)."""
+
+    values: Tensor | None
+    """d, shape [*batch, m]; None where there are no squares."""
+    weights: Tensor | None
+    """w, shape [*batch, m]."""
+    rest: Tensor | None
+    """Shape [*batch]; None where the squares are all."""
 
 
 class Cost(ABC):
@@ -44,6 +63,17 @@ class Cost(ABC):
     @abstractmethod
     def terminal(self, state: Float[Tensor, "*batch nx"], reference: Tensor) -> Float[Tensor, "*batch"]:
         """Return the cost of the last state, shape [*batch]."""
+
+    def parts(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"] | None, reference: Tensor) -> CostParts:
+        """Return the cost of a step, or without an action that of the last state, in parts."""
+        return CostParts(None, None, self.terminal(state, reference) if action is None else self.running(state, action, reference))
+
+    def total(self, states: Float[Tensor, "*batch horizon_1 nx"], actions: Float[Tensor, "*batch horizon nu"],
+              references: Tensor | None = None) -> Float[Tensor, "*batch"]:
+        """Return the cost of whole trajectories, shape [*batch], under its own references unless others are given."""
+        references = (self.references if references is None else references).to(states)
+        running = self.running(states[..., :-1, :], actions, references[..., :-1, :]).sum(-1)
+        return running + self.terminal(states[..., -1, :], references[..., -1, :])
 
     def warp_form(self) -> WarpCost | None:
         """Return the same functions in Warp; None where there is only the torch form."""
@@ -101,6 +131,14 @@ class QuadraticCost(Cost):
         total: Tensor = (q * self.space.difference(state, target).square()).sum(-1)
         return total
 
+    def parts(self, state: Tensor, action: Tensor | None, reference: Tensor) -> CostParts:
+        """Return squares alone; for a subclass that has changed the functions, their value."""
+        if any(getattr(type(self), n) is not getattr(QuadraticCost, n) for n in ("running", "terminal")):
+            return super().parts(state, action, reference)
+        target, q, r = reference.split([self.space.nx, self.space.ndx, self.space.nu], -1)
+        d = self.space.difference(state, target)
+        return CostParts(d, q, None) if action is None else CostParts(torch.cat([d, action], -1), torch.cat([q, r], -1), None)
+
     def warp_form(self) -> WarpCost | None:
         """Return the same functions in Warp; None for a subclass that has changed the torch form."""
         if any(getattr(type(self), n) is not getattr(QuadraticCost, n) for n in ("running", "terminal")):
@@ -119,7 +157,14 @@ class QuadraticCost(Cost):
                 total = total + r[nx + ndx + i] * u[i] * u[i]
             return total
 
-        return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal)
+        def squares(x: Any, u: Any, r: Any) -> Any:
+            return [*difference(x, r[0:nx]), *(u[i] for i in range(nu)), *(r[nx + i] for i in range(ndx + nu))]
+
+        def terminal_squares(x: Any, r: Any) -> Any:
+            return [*difference(x, r[0:nx]), *(r[nx + i] for i in range(ndx))]
+
+        return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal, squares,
+                        terminal_squares=terminal_squares)
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:

@@ -66,17 +66,23 @@ class Identifiability:
     condition: float
 
 
-def assess(problem: SimulationError, z: Array) -> Identifiability:
+def assess(problem: SimulationError, z: Array, residuals: Array | None = None) -> Identifiability:
     """Return what the data rows of a problem say about the parameters at z.
 
     The covariance is ``σ² τ (JᵀJ)⁻¹`` with σ² the mean squared error and τ the integrated autocorrelation of the errors:
     simulation errors are smooth in time, and counting every sample as independent would promise far too narrow intervals.
     A direction of the scaled parameters is unidentifiable when its standard error exceeds half a scaled unit.
+
+    Args:
+        problem: The error.
+        z: Where.
+        residuals: The residual vector at z, where it is known.
     """
     n, rows = len(problem.free), problem.rows()
-    errors = problem(z)[:rows]
+    residuals = problem(z) if residuals is None else residuals
+    errors = residuals[:rows]
     error = float(np.sqrt(np.mean(errors**2) * _correlation_time(problem, errors)))
-    jacobian = replace(problem, step=SMALL_STEP).jacobian(z)[:rows]
+    jacobian = replace(problem, step=SMALL_STEP).jacobian(z, residuals)[:rows]
     fewer = max(0, problem.length - rows)  # than unknowns: rows of zeros, so that what no row sees has its direction too
     s, vt = np.linalg.svd(np.pad(jacobian, ((0, fewer), (0, 0))), full_matrices=False)[1:]
     silence = max(s[0] * ROUNDING, 1e-100)

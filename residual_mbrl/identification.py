@@ -34,6 +34,14 @@ FALLING = 0.99
 ROUGH = 1e-3
 """Relative fall of the cost at which a search ends that only prepares the next one, over a longer horizon."""
 
+NEAR = 0.1
+"""Share of the differences' step within which a Jacobian is kept: moving it there changes it by less than it errs."""
+
+MOST = 0.9
+"""Share of the errors that a preparing search sees as quadratic: a robust loss that most samples see as linear takes many small steps."""
+FAR = 3.0
+"""Scales of the robust loss beyond which that share has to lie for a search to be prepared so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdentifyOptions:
@@ -148,17 +156,19 @@ def identify(dynamics: ResidualDynamics, sensor: Sensor, windows: Windows, optio
         for j, stage in enumerate(stages):
             if progress is not None:
                 progress(f"refining start {state.stage + 1} of {len(starts)}", (state.stage + j / len(stages)) / len(starts))
-            solved = refine(stage, z, options, final=stage is problem)
-            z, evaluations = solved.x, evaluations + solved.nfev + solved.njev
+            for f_scale in _scales(stage, z, options, final=stage is problem):
+                solved = refine(stage, z, replace(options, f_scale=f_scale), final=stage is problem and f_scale == options.f_scale)
+                z, evaluations = solved.x, evaluations + solved.nfev + solved.njev
         entry = Round(horizon=windows.horizon, train=solved.cost, validation=solved.cost, seconds=clock.monotonic() - tick)
         log.info("start %d: cost %.6g after %d evaluations", state.stage, solved.cost, solved.nfev)
         state = state.next_start(z, entry, converged=solved.status > 0)
         if checkpoint is not None:
             checkpoints.save(checkpoint, state, fingerprint)
     fitted, sensor_values = problem.model(state.best)
-    diverged = np.abs(problem(state.best)[: problem.rows()]).max() >= DIVERGED
+    residuals = problem(state.best)
+    diverged = np.abs(residuals[: problem.rows()]).max() >= DIVERGED
     status = Status.DIVERGED if diverged else Status.CONVERGED if state.converged else Status.ITERATION_LIMIT
-    known = assess(problem, state.best)
+    known = assess(problem, state.best, residuals)
     return Identification(dynamics=fitted, sensor_values=sensor_values, estimates=known.estimates, correlation=known.correlation,
                           unidentifiable=known.unidentifiable, condition=known.condition, cost=state.best_score, status=status,
                           evaluations=int(evaluations), seconds=clock.monotonic() - begun, z=state.best)
@@ -185,15 +195,19 @@ def refine(problem: SimulationError, z: Array, options: IdentifyOptions, *, fina
 class _Search:
     """A problem as a search sees it: over what all windows share.
 
-    While the cost falls fast, one-sided differences point well enough, for half the work; central ones start and finish.
+    While the cost falls fast, and in a search that only prepares another, one-sided differences point well enough, for half the work;
+    central ones finish.
     """
 
     def __init__(self, problem: SimulationError, z: Array, options: IdentifyOptions, ftol: float) -> None:
         self._f_scale, self._ftol = options.f_scale, ftol
+        self._falling = FALLING if ftol < ROUGH else np.inf
         self.loss = robust.scipy_loss(options.loss, problem.rows())
         self.unknown = Eliminated(problem, problem.inside(z), self.loss, options.f_scale)
         self._cost: float | None = None
-        self._at, self._errors, self._last = (np.empty(0),) * 3
+        self._near = NEAR * problem.step
+        self._at, self._errors, self._last, self._last_at = (np.empty(0),) * 4
+        self._last_central = False
 
     def __call__(self, p: Array) -> Array:
         self._at, self._errors = p.copy(), self.unknown(p)
@@ -204,9 +218,22 @@ class _Search:
         before, self._cost = self._cost, float(self.loss((self._errors / self._f_scale) ** 2)[0].sum())
         if before is not None and 0 <= before - self._cost < self._ftol * before:
             return self._last  # the search ends here, but asks first
-        falling = before is not None and self._cost < FALLING * before and np.array_equal(p, self._at)
-        self._last = self.unknown.jacobian(p, one_sided=falling)
+        finishing = before is not None and self._cost >= self._falling * before
+        central = finishing or not np.array_equal(p, self._at)
+        if before is not None and (self._last_central or not central) and np.abs(p - self._last_at).max() < self._near:
+            return self._last
+        self._last, self._last_at, self._last_central = self.unknown.jacobian(p, one_sided=not central), p.copy(), central
         return self._last
+
+
+def _scales(problem: SimulationError, z: Array, options: IdentifyOptions, *, final: bool) -> list[float]:
+    """Return the scales of a robust loss with which to search one after the other from z; finally that of the options."""
+    if options.loss == "linear":
+        return [options.f_scale]
+    wide = float(np.quantile(np.abs(problem(z)[: problem.rows()]), MOST))
+    if wide <= FAR * options.f_scale:
+        return [options.f_scale]
+    return [wide, options.f_scale] if final else [wide]
 
 
 def _screen(problem: SimulationError, options: IdentifyOptions) -> list[Array]:

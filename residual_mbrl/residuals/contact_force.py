@@ -156,16 +156,17 @@ class ContactForce(Residual):
         """
         contacts, force = _seen(context), self.contact_forces(context)
         solved = _under(context, force)
-        impulse = context.dt * force.flatten(-2)
-        answer = 0.5 * impulse * (contacts.answers() @ impulse.unsqueeze(-1)).squeeze(-1)
-        work = impulse * contacts.velocity.flatten(-2)
+        impulse = context.dt * force
+        onto = torch.where(contacts.touching[..., None], impulse, 0.0)
+        answer = 0.5 * contacts.generalised(onto) * torch.einsum("...kin,...ki->...n", contacts.response, onto)  # of p · J M⁻¹ Jᵀ p
+        work = (impulse * contacts.velocity).flatten(-2)
         powers = force * contacts.velocity
         return {("adhesion", "N"): (-force[..., 0], force.abs()),
                 ("force at a gap", "N"): (torch.where(contacts.touching[..., None], 0.0, force.abs()), force.abs()),
                 ("excess over the friction cone", "N"): self._excess(contacts, force),
                 ("excess over the friction cone after the solve", "N"): self._excess(solved, force),
                 ("power of friction", "W"): (powers[..., 1:].sum(-1), powers.abs()),
-                ("energy given by the impulse", "J"): ((work + answer).sum(-1), torch.cat([work.abs(), answer.abs()], -1))}
+                ("energy given by the impulse", "J"): (work.sum(-1) + answer.sum(-1), torch.cat([work.abs(), answer.abs()], -1))}
 
     def _excess(self, contacts: Contacts, force: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far engine plus residual are outside the cone and the engine alone is not, and the size of both."""
@@ -224,10 +225,13 @@ def _limits(contacts: Contacts, dt: float) -> _Limits:
 
 def _weights(contacts: Contacts) -> tuple[Tensor, Tensor]:
     """Return the sums of block norms in the rows of ``J M⁻¹ Jᵀ``, normal and tangential, shape [*batch, most] each."""
-    blocks = contacts.answers().unflatten(-1, (-1, 3)).unflatten(-3, (-1, 3)).movedim(-2, -3).square()  # [*batch, i, j, 3, 3]
+    most = contacts.gap.shape[-1]
+    touched = contacts.touching.flatten(0, -2).any(0).nonzero()
+    count = int(touched[-1]) + 1 if len(touched) else 0  # rows beyond are zero, and most of what there is
+    blocks = contacts.answers(count).unflatten(-1, (-1, 3)).unflatten(-3, (-1, 3)).movedim(-2, -3).square()  # [*batch, i, j, 3, 3]
     norms = [[blocks[..., r, c].sum((-2, -1)).sqrt() for c in (slice(1), slice(1, 3))] for r in (slice(1), slice(1, 3))]
     normal, slip = (sum(row, torch.zeros_like(row[0])).sum(-1) for row in norms)
-    return normal, slip
+    return torch.nn.functional.pad(normal, (0, most - count)), torch.nn.functional.pad(slip, (0, most - count))
 
 
 def _ratio(speed: Tensor, weight: Tensor) -> Tensor:
