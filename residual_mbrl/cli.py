@@ -133,6 +133,54 @@ def evaluate(artifact: Annotated[Path, tyro.conf.Positional], logs: Annotated[tu
     return 0
 
 
+def protocol(plant: Annotated[str, tyro.conf.Positional], *, data: Path, out: Path, candidate: str = "",
+             fractions: tuple[float, ...] = (0.25, 0.5), seeds: tuple[int, ...] = (0, 1, 2),
+             options: tuple[str, ...] = ("ridge=0.01", "ridge=0.2"), folds: int = 3, horizons: tuple[int, ...] = (1, 10, 100),
+             disturb: str = "", workers: int = 2, retries: int = 1, timeout: float = 3600.0, quick: bool = False) -> int:
+    """Run the evaluation protocol of a preset: ablations, amount of data, seeds, options, regimes, realism, recovery.
+
+    Train and validation logs only. Every cell is a process and a file; the same command goes on where it stopped and runs failed
+    cells again. It returns 1 where a cell failed in the end.
+
+    Args:
+        plant: One of the presets servo, drive, pendulum, double_pendulum.
+        data: Folder of its logs.
+        out: Folder for protocol.json, protocol.html and the cells.
+        candidate: Residual of the main model, such as "dry friction"; the preset's first by default.
+        fractions: Amounts of training data.
+        seeds: Seeds of search and weights.
+        options: Options of fitting changed one at a time, such as ridge=0.1.
+        folds: Most folds that are held out.
+        horizons: Steps ahead at which errors are reported.
+        disturb: Change planted half-way in a flight of the identified model, such as load_mass=1.3.
+        workers: Processes side by side.
+        retries: How often a crashed cell is run again.
+        timeout: Seconds after which a cell counts as crashed.
+        quick: The smallest protocol that shows every table.
+    """
+    from residual_mbrl.presets import PRESETS  # noqa: PLC0415
+    from residual_mbrl.protocol.cells import ProtocolOptions  # noqa: PLC0415
+    from residual_mbrl.protocol.run import DOCUMENT, PAGE, run_protocol  # noqa: PLC0415
+    from residual_mbrl.protocol.run import quick as smallest  # noqa: PLC0415
+
+    if plant not in PRESETS:
+        raise ValueError(f"unknown plant {plant!r}; expected one of {', '.join(PRESETS)}")
+    _require_folder(data)
+    asked = ProtocolOptions(candidate=candidate, fractions=fractions, seeds=seeds, options=tuple(map(_assignment, options)), folds=folds,
+                            horizons=horizons, disturbance=_assignment(disturb) if disturb else None, workers=workers, retries=retries,
+                            timeout=timeout)
+    with _progress() as progress:
+        document = run_protocol(PRESETS[plant], data, out, smallest(asked) if quick else asked, progress=progress,
+                                command=f"residual-mbrl protocol {plant} --data FOLDER --out OUT")
+    table = _table("held-out errors", "model", "column", "mean error", "diverged", "failed")
+    for row in document["tables"]["ablations"]:
+        value = "" if row["mae"] is None else f"{row['mae']:.4g} {row['unit']}"
+        table.add_row(Text(row["model"]), Text(row["column"]), value, str(row.get("diverged", "")), str(row["failed"] or ""))
+    _show(table)
+    _say(f"{document['done']} of {document['cells']} cells done\nreport: {out / PAGE}\nnumbers: {out / DOCUMENT}")
+    return FAILED if document["failed"] else 0
+
+
 def export(artifact: Annotated[Path, tyro.conf.Positional], mjcf: Annotated[Path, tyro.conf.Positional]) -> int:
     """Write the identified parameters of a calibrated MuJoCo model back into its MJCF.
 
@@ -185,7 +233,7 @@ def check() -> int:
     return 0 if passed else FAILED
 
 
-SUBCOMMANDS: dict[str, Callable[..., int]] = {f.__name__: f for f in (demo, calibrate, evaluate, inspect, export, check)}
+SUBCOMMANDS: dict[str, Callable[..., int]] = {f.__name__: f for f in (demo, calibrate, evaluate, protocol, inspect, export, check)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,6 +282,14 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda phrase, done: bar.update(task, description=phrase, completed=done)
+
+
+def _assignment(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"expected NAME=NUMBER, received {text!r}") from None
 
 
 def _require_folder(data: Path) -> None:

@@ -100,6 +100,12 @@ def residuals_of(dynamics: ResidualDynamics) -> list[Residual]:
     return [r for r in dynamics.residuals if isinstance(r, Residual)]
 
 
+def reseeded(residual: Residual, seed: int) -> Residual:
+    """Return the same residual with first weights drawn from another seed, where it draws any; its normaliser is not set."""
+    described = _arguments(residual.describe())
+    return type(residual)(**{**described, **({"seed": seed} if "seed" in described else {})})
+
+
 def members_of(dynamics: ResidualDynamics) -> int | None:
     """Return how many ensemble members the weights carry; None for a single model.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
+from torch import Tensor
 
 from residual_mbrl import checkpoints, robust
 from residual_mbrl.baselines import Parameter
@@ -50,6 +51,7 @@ class FitOptions:
         f_scale: Noise standard deviations beyond which the loss is linear.
         every: Use every so many-th step of the error.
         start_std: Standard deviation of each first-state entry, which is then estimated; None keeps the measured first state.
+        normalise: Set the residuals' normalisers from the training windows; a model that was trained before keeps its own without.
     """
 
     horizons: Sequence[int] = ()
@@ -66,6 +68,7 @@ class FitOptions:
     f_scale: float = 1.0
     every: int = 1
     start_std: Sequence[float] | None = None
+    normalise: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,8 @@ def fit(model: Model, train: Windows, validation: Windows | None = None, options
     if not any(w.numel() for w in model.dynamics.parameters()):
         raise ModelError("nothing to fit: the dynamics have no residuals with weights")
     dynamics = copy.deepcopy(model.dynamics)
-    normalise(model, dynamics, train)
+    if options.normalise:
+        normalise(model, dynamics, train)
     problem = SimulationError(dynamics=dynamics, sensor=model.sensor.with_nominal(model.sensor_values), windows=train,
                               free=free if options.parameters else (), weights=True, every=options.every, start_std=options.start_std)
     stages = [h for h in options.horizons if h < train.horizon] + [train.horizon]
@@ -180,22 +184,41 @@ def _gauss_newton(problem: SimulationError, z: Array, start: Array, options: Fit
 
 
 def _adam(problem: SimulationError, z: Array, start: Array, options: FitOptions) -> Array:
-    """Run some steps of Adam, back-propagating through the rollout; the same ridge, no explained rows (they need a Jacobian)."""
+    """Run some steps of Adam on one model."""
+    return np.asarray(descend(problem, torch.tensor(z[None]), torch.tensor(start[None]), options)[0].numpy())
+
+
+def descend(problem: SimulationError, z: Tensor, start: Tensor, options: FitOptions, weights: Tensor | None = None,
+            change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Run some steps of Adam on M models at once, back-propagating through one rollout of all; none sees the others.
+
+    The ridge is that of ``FitOptions``; there are no explained rows, which need a Jacobian.
+
+    Args:
+        problem: The error.
+        z: Unknowns of each model, shape [M, length].
+        start: Where each model's ridge pulls to, shape [M, length].
+        options: How to train.
+        weights: How often each window counts for each model, shape [M, B]; once where None.
+        change: What is simulated in place of the unknowns at every step, [M, length] to [copies, length]; the cost is the copies' mean.
+    """
     n, w, _ = problem.sizes
-    rows, weights = problem.rows(), slice(n, n + w)
+    rows, learned = problem.rows(), slice(n, n + w)
     lower, upper = (torch.tensor(b) for b in problem.bounds())
-    x, origin = torch.tensor(z, requires_grad=True), torch.tensor(start)
+    counts = None if weights is None else weights[:, torch.from_numpy(problem.owner())]
+    x = z.clone().requires_grad_()
     optimiser = torch.optim.Adam([x], lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.iterations)
     for _ in range(options.iterations):
         optimiser.zero_grad()
-        data = problem.residuals(x.unsqueeze(0))[0]
-        cost = (robust.torch_cost(data[:rows], options.loss, options.f_scale) + 0.5 * data[rows:].square().sum()) / rows
-        cost = cost + 0.5 * options.ridge**2 * (x[weights] - origin[weights]).square().sum()
-        cost.backward()
-        torch.nn.utils.clip_grad_norm_([x], 10.0)
+        data = problem.residuals(x if change is None else change(x))
+        cost = (robust.torch_cost(data[:, :rows], options.loss, options.f_scale, counts) + 0.5 * data[:, rows:].square().sum(-1)) / rows
+        pull = 0.5 * options.ridge**2 * (x[:, learned] - start[:, learned]).square().sum()
+        (x.grad,) = torch.autograd.grad(cost.sum() * (len(x) / len(cost)) + pull, [x])
+        with torch.no_grad():
+            x.grad *= (10.0 / (x.grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)  # each model by its own norm
         optimiser.step()
         schedule.step()
         with torch.no_grad():
             x.clamp_(lower, upper)
-    return np.asarray(x.detach().numpy())
+    return x.detach()

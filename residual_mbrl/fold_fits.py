@@ -116,7 +116,7 @@ def fit_fold(recipe: Recipe, fold: Fold, work: Path, slug: str, tell: Tell | Non
         models["identified+disturbance"] = recipe.drifting(found, fold.train, work / f"{slug}_disturbed.npz")
     for k, (name, residuals) in enumerate(recipe.candidates.items()):
         models[name] = recipe.corrected(found, residuals, fold.train, work / f"{slug}_candidate{k}.npz", stage(1 + k, name))
-    models["network"] = _network(recipe, found, fold.train, work / f"{slug}_network.npz", stage(stages - 1, "network"))
+    models["network"] = without_baseline(recipe, found, fold.train, work / f"{slug}_network.npz", stage(stages - 1, "network"))
     return models
 
 
@@ -127,7 +127,7 @@ def fit_alone(recipe: Recipe, fold: Fold, work: Path, slug: str, tell: Tell | No
     return alone.corrected(nominal, recipe.candidates[chosen], fold.train, work / f"{slug}_alone.npz", tell)
 
 
-def _network(recipe: Recipe, found: Model, train: Windows, checkpoint: Path, tell: Tell) -> Model:
+def without_baseline(recipe: Recipe, found: Model, train: Windows, checkpoint: Path | None = None, tell: Tell | None = None) -> Model:
     """Train a network without a baseline: acceleration from state and action, bounded by three times what was seen."""
     space, dt = recipe.dynamics.space, recipe.dynamics.dt
     short = train.first(NETWORK_HORIZON) if train.horizon <= NETWORK_HORIZON else _chopped(train, found)

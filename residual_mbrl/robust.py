@@ -41,9 +41,10 @@ def cost(errors: Array, loss: Loss, f_scale: float) -> Array:
     return np.asarray(0.5 * f_scale**2 * rho((errors / f_scale) ** 2, loss)[0].sum(-1))
 
 
-def torch_cost(errors: Tensor, loss: Loss, f_scale: float) -> Tensor:
-    """Return the same cost in torch, differentiable."""
+def torch_cost(errors: Tensor, loss: Loss, f_scale: float, weights: Tensor | None = None) -> Tensor:
+    """Return the same cost in torch, differentiable; ``weights`` count each row as often, shape as ``errors``."""
     squared = (errors / f_scale) ** 2
     shapes: dict[Loss, Callable[[Tensor], Tensor]] = {"linear": lambda s: s, "soft_l1": lambda s: 2 * (torch.sqrt(1 + s) - 1),
                                                       "cauchy": torch.log1p}
-    return 0.5 * f_scale**2 * shapes[loss](squared).sum(-1)
+    each = shapes[loss](squared)
+    return 0.5 * f_scale**2 * (each if weights is None else weights * each).sum(-1)
