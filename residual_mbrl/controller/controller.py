@@ -1,0 +1,311 @@
+"""A controller that keeps its deadline, stays inside its limits, and says why it does what it does."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_mbrl.controller.belief import Belief
+from residual_mbrl.controller.bounds import Bounds
+from residual_mbrl.controller.chain import Chain, Doubt
+from residual_mbrl.controller.checks import check_chain
+from residual_mbrl.controller.delay import CommandLine
+from residual_mbrl.controller.interval import Interval
+from residual_mbrl.controller.law import Law
+from residual_mbrl.controller.level import Level
+from residual_mbrl.controller.log import Switch, SwitchLog
+from residual_mbrl.controller.planning import Planning
+from residual_mbrl.controller.trust import SPREAD, Trust, TrustOptions
+from residual_mbrl.controller.watch import Watch, WatchOptions
+from residual_mbrl.controller.worker import Background, Clock, Worker
+from residual_mbrl.costs import Cost
+from residual_mbrl.planners.base import Planner
+from residual_mbrl.planners.limits import Limits
+
+Array = NDArray[np.float64]
+
+LATE, LOST, FAULT, SPACES = "no plan in time", "observation lost", "exception in the loop", "law not finite"
+RESERVE = 0.1
+"""Share of the deadline that is kept for what comes after the plan."""
+
+
+class Estimator(Protocol):
+    """Makes a state of what is observed."""
+
+    def update(self, observation: Array, predicted: Array, time: float) -> Array:
+        """Return the baseline's state, shape [nx].
+
+        Args:
+            observation: Shape [n], finite.
+            predicted: State that the model in use expected for now, shape [nx].
+            time: When it was measured [s].
+        """
+
+
+class Tick(NamedTuple):
+    """What the last call did."""
+
+    time: float
+    """Loop time [s]."""
+    law: str
+    """What the command comes from."""
+    seen: bool
+    """Whether the observation was used."""
+    seconds: float
+    """How long the call took."""
+    solve: float
+    """How long the plan took that is in use [s], NaN without one."""
+    age: float
+    """Seconds from the plan's start to the command's effect, NaN without one."""
+
+
+class Controller:
+    """``command = controller.act(observation, time)``, every ``period`` seconds, for a planner and what to do without it.
+
+    At each tick the observation is judged, every model's prediction for now is compared with it, and the first law of the chain
+    that is trusted gives the command: planners first, each under its own model, then laws that take microseconds. Plans are computed
+    beside the loop, from the state that the plant will have when they arrive; until one is there, the last one is followed with its
+    feedback. The command is clipped to limits and rates last of all.
+
+    Args:
+        planner: The best law, usually under the calibrated model; a ``Level`` says more about it.
+        estimator: Makes states of observations; without one, an observation is the first entries of the state: positions and
+            velocities, or all of it.
+        fallback: What to go down to, in order: planners or levels first, laws (``LQR``, ``Hold``) after them, at least one.
+        period: Seconds from tick to tick.
+        deadline: Seconds from the start of a tick within which the command must be out; the period where missing.
+        limits: Of commands and rates; those of the planner where missing.
+        cost: What is asked for from a time [s] on; the planners' own costs where missing.
+        latency: Seconds from the command to the plant, as far as the models do not hold it themselves.
+        first: Command in effect before the first tick, shape [nu]; that of the last law where missing.
+        observed: Entries of an observation; positions and velocities where missing.
+        unseen: State entries that are not observed, at the start, shape [nx - observed]; zero where missing.
+        follow: Seconds for which a plan is followed when no newer one comes.
+        trust: How soon a model loses trust.
+        watch: What an observation is refused for.
+        worker: Where plans are computed; a thread of its own where missing.
+        clock: Seconds; measures what the calls take.
+
+    Attributes:
+        log: Every switch.
+        last: What the last call did.
+
+    Raises:
+        ValueError: naming what does not fit: a model at another rate or of another plant, limits that cannot be kept, a chain without a
+            law at its end.
+    """
+
+    def __init__(self, planner: Planner | Level, estimator: Estimator | None = None, fallback: Sequence[Planner | Level | Law] = (), *,
+                 period: float, deadline: float | None = None, limits: Limits | None = None,
+                 cost: Callable[[float], Cost] | None = None, latency: float = 0.0, first: Array | None = None,
+                 observed: int | None = None, unseen: Array | None = None, follow: float = 0.2, trust: TrustOptions | None = None,
+                 watch: WatchOptions | None = None, worker: Worker | None = None, clock: Clock = clock.perf_counter) -> None:
+        self.levels, self.laws, names = check_chain([planner, *fallback], period)
+        space = self.levels[0].dynamics.baseline.space
+        self.period, self.deadline = period, period if deadline is None else deadline
+        if not 0 < self.deadline <= period or latency < 0:
+            raise ValueError(f"Controller: expected 0 < deadline <= period and latency >= 0, received {self.deadline}, {period}, {latency}")
+        size = space.nq + space.nv if observed is None else observed
+        if size not in (space.nq + space.nv, space.nx):
+            raise ValueError(f"Controller: observed must be {space.nq + space.nv} (positions, velocities) or {space.nx}, received {size}")
+        rest = np.zeros(space.nx - size) if unseen is None else np.asarray(unseen, np.float64)
+        if rest.shape != (space.nx - size,):
+            raise ValueError(f"Controller: unseen must have shape [{space.nx - size}], received {list(rest.shape)}")
+        self.bounds = Bounds(limits or self.levels[0].planner.limits, space.nu, period)
+        safe = self.laws[-1].command(torch.from_numpy(np.zeros(space.nx))).numpy() if first is None else np.asarray(first, np.float64)
+        if safe.shape != (space.nu,) or not self.bounds.holds(safe):
+            raise ValueError(f"Controller: the first command must be [{space.nu}] within the limits, received {safe.tolist()}")
+        self.log, self.last = SwitchLog(), Tick(-np.inf, names[-1], False, 0.0, np.nan, np.nan)
+        options = trust or TrustOptions()
+        self._trust = Trust([(level.interval or Interval()).copy() for level in self.levels], options)
+        self.chain = Chain(names, options.dwell, self.log)
+        self._options, self._watching, self._latency = options, watch or WatchOptions(), latency
+        self._watch, self._estimator, self._cost = Watch(size, period, self._watching), estimator, cost
+        self._beliefs = [Belief(level.dynamics, size, rest) for level in self.levels]
+        self._line = CommandLine(safe, latency)
+        self._worker, self._clock = worker or Background(clock), clock
+        self._planning = Planning(self._worker, 0.5 * self.deadline, follow, period)
+        self._at, self._lost, self._source = -np.inf, 0.0, "measured"
+        self._begun = 0.0
+
+    def act(self, observation: object, time: float, stamp: float | None = None) -> Array:
+        """Return the command for now, shape [nu]; never raises, and takes no longer than the deadline.
+
+        Args:
+            observation: What is seen, shape [n]; None, or anything else that is none, is a reason to go on by prediction.
+            time: Loop time now [s].
+            stamp: Loop time at which the observation was measured [s]; now where missing.
+        """
+        self._begun = self._clock()
+        try:
+            command = self._command(observation, time, time if stamp is None else stamp)
+        except Exception as error:  # a loop that ends is worse than any command
+            command = self._rescue(time, error)
+        kept = self.bounds.keep(command, self._line.last)
+        self._line.send(self._now(time), kept)
+        self.last = self.last._replace(time=time, seconds=self._clock() - self._begun)
+        return kept.copy()
+
+    def close(self) -> None:
+        """Stop the worker."""
+        self._worker.close()
+
+    def _now(self, time: float) -> float:
+        """Return the loop time that it has become since the call for ``time`` began."""
+        return time + self._clock() - self._begun
+
+    def _command(self, observation: object, time: float, stamp: float) -> Array:
+        if not 0 <= stamp - self._at <= self._watching.coast:
+            self._restart(observation, stamp)
+        predicted = [b.predict(self._line, self._at, stamp) for b in self._beliefs]
+        seen, doubt = self._watch.judge(observation, time - stamp, lambda y: self._distance(y, predicted),
+                                        lambda before: self._follows(before, observation, stamp))
+        self._note_source(time, doubt)
+        self._update(predicted, seen, stamp, time)
+        self._at, self._lost = stamp, 0.0 if seen is not None else self._lost + self.period
+        if self._lost > self._watching.coast:
+            for law in range(len(self.chain.names) - 1):
+                self.chain.doubt(law, time, Doubt(LOST, {"seconds": self._lost, "last": "" if doubt is None else doubt.reason}), 0.0)
+        law = self._plan(time)
+        return self._from_law(law, time, seen is not None)
+
+    def _restart(self, observation: object, stamp: float) -> None:
+        """Begin anew from an observation: at the first tick, and after a gap in time."""
+        self._watch = Watch(self._watch.size, self.period, self._watching)
+        seen, _ = self._watch.read(observation, 0.0)
+        for belief in self._beliefs:
+            belief.state = None
+            if seen is not None:
+                belief.start(seen, self._line.last)
+        self._at, self._planning.plan = stamp, None
+
+    def _distance(self, seen: Array, predicted: list[Tensor | None]) -> float:
+        errors = [None if p is None else b.error(seen, p) for b, p in zip(self._beliefs, predicted, strict=True)]
+        found = min(self._trust.ratios(errors))
+        return found if np.isfinite(found) else 0.0  # nothing to compare with
+
+    def _follows(self, before: Array, observation: object, stamp: float) -> float:
+        """Return how far an observation is from where the one before would have led, in half widths."""
+        seen = np.asarray(observation, np.float64).reshape(-1)
+        predicted = []
+        for belief in self._beliefs:
+            known, belief.state = belief.state, None if belief.state is None else torch.cat(
+                [torch.from_numpy(before), belief.state[len(before) :]])
+            predicted.append(belief.predict(self._line, self._at, stamp))
+            belief.state = known
+        return self._distance(seen, predicted)
+
+    def _update(self, predicted: list[Tensor | None], seen: Array | None, stamp: float, time: float) -> None:
+        """Correct every belief, and judge the models where one observation follows another."""
+        if seen is not None and self._estimator is not None:
+            current = next((p for p in (predicted[min(self.chain.current, len(predicted) - 1)], *predicted) if p is not None), None)
+            if current is not None:
+                seen = np.asarray(self._estimator.update(seen, current.numpy(), stamp), np.float64)[: self._watch.size]
+        doubts: list[Doubt | None] = [None if p is not None else Doubt("prediction not finite") for p in predicted]
+        if seen is not None and self._lost == 0.0 and stamp - self._at > 0:
+            doubts = self._trust.judge([None if p is None else b.error(seen, p) for b, p in zip(self._beliefs, predicted, strict=True)])
+        for law, (belief, prediction, doubt) in enumerate(zip(self._beliefs, predicted, doubts, strict=True)):
+            if doubt is not None:
+                self.chain.doubt(law, time, doubt)
+            if prediction is not None:
+                belief.correct(prediction, seen)
+            elif seen is not None:
+                belief.start(seen, self._line.last)
+
+    def _note_source(self, time: float, doubt: Doubt | None) -> None:
+        source = "measured" if doubt is None else "predicted"
+        if source != self._source:
+            reason, evidence = ("observation again", {}) if doubt is None else (doubt.reason, doubt.evidence)
+            self.log.add(Switch(time=time, subject="state", source=self._source, target=source, reason=reason, evidence=evidence))
+            self._source = source
+
+    def _plan(self, time: float) -> int:
+        """Ask for a plan under the law in use, take one over, and return the law that the command comes from."""
+        planning, due = self._planning, self._begun + (1 - RESERVE) * self.deadline
+        self._collect(self._begun, time)
+        law = self._wanted(time)
+        if law < len(self.levels) and planning.idle:
+            self._ask(law, time)
+        asked = planning.asked
+        if asked is not None and (planning.delay.expected <= due - self._begun or not self._serves(time)):
+            self._collect(due, time)
+        law = self._wanted(time)
+        if law < len(self.levels) and not self._serves(time):
+            late = Doubt(LATE, {"expected seconds": planning.delay.expected, "deadline": self.deadline})
+            for level in range(law, len(self.levels)):
+                self.chain.doubt(level, time, late, 0.0)
+        return self.chain.choose(time)
+
+    def _wanted(self, time: float) -> int:
+        """Return the first law that is trusted."""
+        return next(i for i in range(len(self.chain.names)) if self.chain.trusts(i, time))
+
+    def _serves(self, time: float) -> bool:
+        """Tell whether the plan in use covers now and was made under a model that is trusted."""
+        plan = self._planning.plan
+        return plan is not None and self.chain.trusts(plan.law, time) and self._planning.serves(self._now(time) + self._latency)
+
+    def _ask(self, law: int, time: float) -> None:
+        level, belief, planning = self.levels[law], self._beliefs[law], self._planning
+        expected, budget = planning.delay.expected, (1 - RESERVE) * self.deadline
+        ready = expected if expected <= budget else np.ceil(expected / self.period) * self.period
+        start = self._now(time) + ready + self._latency
+        state = belief.predict(self._line, self._at, start, planning.ahead(self._now(time) + self._latency) if self._serves(time) else ())
+        if state is None:
+            self.chain.doubt(law, time, Doubt("prediction not finite"))
+            return
+        cost = None if self._cost is None else self._cost(start)
+        left = self._begun + budget - self._clock()
+        planning.ask(law, level, state, start, cost, self._line.mean(start - self.period, start), left)
+
+    def _collect(self, until: float, time: float) -> None:
+        asked = self._planning.asked
+        doubt = self._planning.collect(until)
+        if asked is None:
+            return
+        if doubt is not None:
+            self.chain.doubt(asked.law, time, doubt)
+        plan = self._planning.plan
+        if plan is not None and plan.law == asked.law and plan.start == asked.start and plan.spread is not None:
+            ratio = float(self._trust.intervals[asked.law].ratio(plan.spread[: self._beliefs[asked.law].entries]).max())
+            if not ratio < self._options.spread:
+                self.chain.doubt(asked.law, time, Doubt(SPREAD, {"spread in half widths": ratio}))
+
+    def _from_law(self, law: int, time: float, seen: bool) -> Array:
+        """Return the command of a law, or of the first one after it that has one."""
+        effect = self._now(time) + self._latency
+        plan = self._planning.plan
+        if law < len(self.levels) and plan is not None:
+            state = None
+            if plan.plan.gains is not None and effect - plan.start > 0.5 * self.period:
+                state = self._beliefs[plan.law].predict(self._line, self._at, effect)
+            command = self._planning.command(effect, self.levels[plan.law], state)
+            if np.isfinite(command).all():
+                self.last = self.last._replace(law=self.chain.names[law], seen=seen, solve=plan.seconds, age=effect - plan.start)
+                return command
+        state = next((s for b in reversed(self._beliefs) if (s := b.predict(self._line, self._at, effect)) is not None), None)
+        cost = None if self._cost is None else self._cost(effect)
+        for i in range(max(law - len(self.levels), 0), len(self.laws)):
+            known = torch.zeros(self._beliefs[0].dynamics.space.nx, dtype=torch.float64) if state is None else state
+            if state is None and i < len(self.laws) - 1:
+                continue
+            command = self.laws[i].command(known, cost).numpy()
+            if np.isfinite(command).all():
+                self.last = self.last._replace(law=self.chain.names[len(self.levels) + i], seen=seen, solve=np.nan, age=np.nan)
+                return command
+            self.chain.doubt(len(self.levels) + i, time, Doubt(SPACES))
+        return self._line.last
+
+    def _rescue(self, time: float, error: Exception) -> Array:
+        """Go to the last law after an exception."""
+        for law in range(len(self.chain.names) - 1):
+            self.chain.doubt(law, time, Doubt(FAULT, {"exception": f"{type(error).__name__}: {error}"}))
+        self.chain.choose(time)
+        self.last = self.last._replace(law=self.chain.names[-1], seen=False, solve=np.nan, age=np.nan)
+        return self.laws[-1].command(torch.zeros(self._beliefs[0].dynamics.space.nx, dtype=torch.float64)).numpy()
