@@ -23,6 +23,14 @@ class WarpCost(NamedTuple):
     """``running(x, u, r) -> float``."""
     terminal: WarpFunction
     """``terminal(x, r) -> float``."""
+    squares: WarpFunction | None = None
+    """``squares(x, u, r) -> (d, w)``, one after another: ``Σ w d²`` is ``running``, or with ``curved`` a part of it, for Gauss-Newton."""
+    curved: WarpFunction | None = None
+    """``curved(x, u, r) -> float``: what there is besides squares."""
+    terminal_squares: WarpFunction | None = None
+    """``terminal_squares(x, r) -> (d, w)``."""
+    terminal_curved: WarpFunction | None = None
+    """``terminal_curved(x, r) -> float``."""
 
 
 class Cost(ABC):
@@ -119,7 +127,14 @@ class QuadraticCost(Cost):
                 total = total + r[nx + ndx + i] * u[i] * u[i]
             return total
 
-        return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal)
+        def squares(x: Any, u: Any, r: Any) -> Any:
+            return [*difference(x, r[0:nx]), *(u[i] for i in range(nu)), *(r[nx + i] for i in range(ndx + nu))]
+
+        def terminal_squares(x: Any, r: Any) -> Any:
+            return [*difference(x, r[0:nx]), *(r[nx + i] for i in range(ndx))]
+
+        return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal, squares,
+                        terminal_squares=terminal_squares)
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ CHANGED, BAD_STATE, BAD_ACTION = 1, 2, 4
 class Call:
     """A model with the inputs of one call, flattened: launches, and sees that the weights packed are those of now."""
 
-    def __init__(self, dynamics: ResidualDynamics, model: FusedModel, state: Tensor, actions: Tensor, parameters: Values) -> None:
+    def __init__(self, dynamics: ResidualDynamics, model: FusedModel, state: Tensor, actions: Tensor, parameters: Values,
+                 schedule: str | None = None) -> None:
         horizon, nu = actions.shape[-2:]
         self.dynamics, self.model, self.batch = dynamics, model, state.shape[:-1]
         flat = state.ndim == 2
@@ -32,7 +33,7 @@ class Call:
         self.parameters = parameter_rows(dynamics, model, self.state, self.batch, parameters).contiguous()
         self.engine = engine(dynamics, model, parameters, state.dtype)
         self.members = model.members[0] if model.members else 1
-        self.plan = plan_on(self.engine, self.state, horizon, self.members)
+        self.plan = plan_on(self.engine, self.state, horizon, self.members, schedule)
         self.constants = constants_on(model, state)
         self.weights = [w if w.is_contiguous() else w.contiguous() for form in model.forms for w in form.weights()]
         if self.plan.compares:

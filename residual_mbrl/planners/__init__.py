@@ -1,9 +1,13 @@
 """Planners: actions that minimise a cost over a horizon under a model."""
 
 from residual_mbrl.planners.base import Planner
+from residual_mbrl.planners.icem import ICEM, ICEMOptions
+from residual_mbrl.planners.ilqr import ILQR, ILQROptions
 from residual_mbrl.planners.limits import Limits
+from residual_mbrl.planners.mppi import MPPI, MPPIOptions
 from residual_mbrl.planners.objectives import CVaR, Mean, Objective, Worst
 from residual_mbrl.planners.plan import Plan, shift
 from residual_mbrl.status import PlanStatus
 
-__all__ = ["CVaR", "Limits", "Mean", "Objective", "Plan", "PlanStatus", "Planner", "Worst", "shift"]
+__all__ = ["ICEM", "ILQR", "MPPI", "CVaR", "ICEMOptions", "ILQROptions", "Limits", "MPPIOptions", "Mean", "Objective", "Plan", "PlanStatus", "Planner",
+           "Worst", "shift"]

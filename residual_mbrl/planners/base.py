@@ -19,6 +19,7 @@ from residual_mbrl.errors import NotFiniteError
 from residual_mbrl.planners.limits import Limits, project
 from residual_mbrl.planners.objectives import Objective
 from residual_mbrl.planners.plan import Plan
+from residual_mbrl.rollouts import rollout_cost
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.status import PlanStatus
 
@@ -80,6 +81,10 @@ class Iterate:
     gains: Tensor | None = None
     violation: Tensor | None = None
     iterations: int = 0
+    late: Tensor | None = None
+    """Whether the deadline came first, shape [*batch]; none where missing."""
+    done: bool = False
+    """Whether there is nothing more to do."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -167,13 +172,31 @@ class Planner(ABC):
     def iterations(self) -> int:
         """Iterations at most."""
 
+    def costs(self, problem: Problem, actions: Float[Tensor, "*any horizon nu"]) -> Float[Tensor, "*any"]:
+        """Return the objective of action sequences, infinite where it is not finite.
+
+        Args:
+            problem: What is asked for.
+            actions: Shape [*any, *batch, H, nu].
+        """
+        shape = actions.shape[:-2]
+        if self.objective is None:
+            found = rollout_cost(self.dynamics, problem.state.expand(*shape, -1), actions, problem.cost, problem.parameters)
+            return torch.nan_to_num(found, nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
+        members = self.objective.members
+        state, each = problem.state.expand(members, *shape, -1), actions.expand(members, *actions.shape)
+        parameters = {n: v if v.ndim == 0 else v.reshape(v.shape[0], *(1,) * (len(shape) + 1 - v.ndim), *v.shape[1:])
+                      for n, v in (problem.parameters or {}).items()}
+        found = self.objective.reduce(rollout_cost(self.dynamics, state, each, problem.cost, parameters))
+        return torch.nan_to_num(found, nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
+
     def _finish(self, problem: Problem, iterate: Iterate) -> Iterate:
         """Add to the last iterate what the plan shall hold."""
         return iterate
 
     def _loop(self, problem: Problem, iterate: Iterate) -> tuple[Iterate, bool]:
         longest = 0.0
-        while iterate.iterations < self.iterations and not (iterate.converged is not None and bool(iterate.converged.all())):
+        while not iterate.done and iterate.iterations < self.iterations and not (iterate.converged is not None and bool(iterate.converged.all())):
             before = perf_counter()
             if before + longest >= problem.until:
                 return iterate, True
@@ -187,6 +210,8 @@ class Planner(ABC):
         status = torch.full(problem.batch, PlanStatus.DEADLINE if late else PlanStatus.STALLED, dtype=torch.int64)
         if not late:
             status[improved] = PlanStatus.IMPROVED
+        if last.late is not None:
+            status[last.late] = PlanStatus.DEADLINE
         if last.converged is not None:
             status[last.converged] = PlanStatus.CONVERGED
         if last.violation is not None:
