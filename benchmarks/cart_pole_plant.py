@@ -49,14 +49,14 @@ XML = """
 class Truth:
     """What the cart-pole is. The data sheet says 1 kg, 0.1 kg, 0.5 m, a point mass, and nothing of friction, cable or gear."""
 
-    cart: float = 1.2
-    pole: float = 0.14
-    length: float = 0.56
+    cart: float = 1.3
+    pole: float = 0.16
+    length: float = 0.6
     inertia: float = 0.008
     rail: float = 0.6
     hinge: float = 0.004
-    dry: float = 1.2
-    cable: float = 2.5
+    dry: float = 0.4
+    cable: float = 1.5
     rest: float = 0.25
     gear: float = 0.92
 
@@ -146,8 +146,9 @@ def record(plant: Plant, dt: float, seconds: float, seed: int, *, upright: bool)
         commands.append(np.clip(np.array([push[k] + keep]), -LIMIT, LIMIT))
         plant.run(dt, commands[-1])
         states.append(plant.read())
-    return Trajectory(name=f"{'upright' if upright else 'swinging'} {seed}", command_time=time, commands=np.stack([*commands, commands[-1]]),
-                      command_names=("force",), measurement_time=time, measurements=np.stack(states),
+    name, commands = f"{'upright' if upright else 'swinging'} {seed}", [*commands, commands[-1]]
+    return Trajectory(name=name, command_time=time, commands=np.stack(commands), command_names=("force",), measurement_time=time,
+                      measurements=np.stack(states),
                       measurement_names=("cart", "angle", "speed", "rate"))
 
 
@@ -188,5 +189,6 @@ def corrected(identified: ResidualDynamics, windows: Windows, seed: int) -> Resi
     learned = Unstructured(nv=2, features=features, bound=8.0, hidden=(32, 32), seed=seed)
     start = Model(dynamics=identified.with_residuals([learned]), sensor=sensor(identified))
     every = windows.log == int(windows.log.max())
-    options = FitOptions(method="adam", horizons=(8,), rounds=4, iterations=100, learning_rate=8e-3, ridge=0.002, parameters=False, patience=3)
+    options = FitOptions(method="adam", horizons=(8,), rounds=4, iterations=100, learning_rate=8e-3, ridge=0.002, parameters=False,
+                         patience=3)
     return fit(start, windows.take(~every), windows.take(every), options).model.dynamics

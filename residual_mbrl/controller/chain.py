@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from residual_mbrl.controller.log import Evidence, Switch, SwitchLog
 
+TRUSTED, SEEN, IN_TIME = "trusted again", "observation again", "plan in time again"
+SOUND = frozenset({TRUSTED, SEEN, IN_TIME})
+"""Reasons of switches back to what is better."""
+
 
 @dataclass(frozen=True)
 class Doubt:
@@ -57,7 +61,7 @@ class Chain:
                     evidence[f"{self.names[between]}"] = doubt.reason
         else:
             was = self._doubts[chosen]
-            reason, evidence = "trusted again", {"had been": "" if was is None else was.reason}
+            reason, evidence = TRUSTED, {"had been": "" if was is None else was.reason}
         self._log.add(Switch(time=time, subject="law", source=self.names[self.current], target=self.names[chosen], reason=reason,
                              evidence=evidence))
         self.current = chosen

@@ -28,7 +28,7 @@ def check_chain(chain: Sequence[Planner | Level | Law], period: float) -> tuple[
     laws = [c for c in chain if isinstance(c, Law)]
     kinds = [type(c.planner if isinstance(c, Level) else c).__name__ for c in chain]
     if not planners or not laws or any(isinstance(c, Law) for c in chain[: len(planners)]):
-        raise ModelError(f"Controller: expected a planner, further planners, and then at least one law such as LQR or Hold, received {kinds}")
+        raise ModelError(f"Controller: expected a planner, further planners, then at least one law such as LQR or Hold, received {kinds}")
     levels = [c if isinstance(c, Level) else Level(planner=c, name=NAMES[i] if i < len(NAMES) else f"model {i + 1}")
               for i, c in enumerate(planners)]
     for level in levels:

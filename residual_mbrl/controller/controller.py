@@ -13,25 +13,25 @@ from torch import Tensor
 
 from residual_mbrl.controller.belief import Belief
 from residual_mbrl.controller.bounds import Bounds
-from residual_mbrl.controller.chain import Chain, Doubt
+from residual_mbrl.controller.chain import IN_TIME, SEEN, Chain, Doubt
 from residual_mbrl.controller.checks import check_chain
 from residual_mbrl.controller.delay import CommandLine
 from residual_mbrl.controller.interval import Interval
 from residual_mbrl.controller.law import Law
 from residual_mbrl.controller.level import Level
-from residual_mbrl.controller.log import Switch, SwitchLog
-from residual_mbrl.controller.planning import Planning
-from residual_mbrl.controller.trust import SPREAD, Trust, TrustOptions
+from residual_mbrl.controller.log import Subject, Switch, SwitchLog
+from residual_mbrl.controller.planning import LATE, PATIENCE, Planning, warm_up
+from residual_mbrl.controller.trust import NOT_FINITE, SPREAD, Trust, TrustOptions
 from residual_mbrl.controller.watch import Watch, WatchOptions
 from residual_mbrl.controller.worker import Background, Clock, Worker
 from residual_mbrl.costs import Cost
-from residual_mbrl.planners.base import Planner
+from residual_mbrl.planners.base import Planner, neutral_state
 from residual_mbrl.planners.limits import Limits
 
 Array = NDArray[np.float64]
 
-LATE, LOST, FAULT, SPACES = "no plan in time", "observation lost", "exception in the loop", "law not finite"
-RESERVE = 0.1
+LOST, FAULT, LAW = "observation lost", "exception in the loop", "law not finite"
+RESERVE = 0.2
 """Share of the deadline that is kept for what comes after the plan."""
 
 
@@ -86,7 +86,7 @@ class Controller:
         first: Command in effect before the first tick, shape [nu]; that of the last law where missing.
         observed: Entries of an observation; positions and velocities where missing.
         unseen: State entries that are not observed, at the start, shape [nx - observed]; zero where missing.
-        follow: Seconds for which a plan is followed when no newer one comes.
+        follow: Age [s] of the observation behind a plan up to which the plan is followed when no newer one comes.
         trust: How soon a model loses trust.
         watch: What an observation is refused for.
         worker: Where plans are computed; a thread of its own where missing.
@@ -130,8 +130,9 @@ class Controller:
         self._beliefs = [Belief(level.dynamics, size, rest) for level in self.levels]
         self._line = CommandLine(safe, latency)
         self._worker, self._clock = worker or Background(clock), clock
-        self._planning = Planning(self._worker, 0.5 * self.deadline, follow, period)
-        self._at, self._lost, self._source = -np.inf, 0.0, "measured"
+        self._planning = Planning(self._worker, self._warm_up(safe), follow, period)
+        self._sources: dict[Subject, str] = {"state": "measured", "plan": "every tick"}
+        self._at, self._lost = -np.inf, 0.0
         self._begun = 0.0
 
     def act(self, observation: object, time: float, stamp: float | None = None) -> Array:
@@ -144,13 +145,31 @@ class Controller:
         """
         self._begun = self._clock()
         try:
-            command = self._command(observation, time, time if stamp is None else stamp)
+            with torch.no_grad():
+                command = self._command(observation, time, time if stamp is None else stamp)
         except Exception as error:  # a loop that ends is worse than any command
             command = self._rescue(time, error)
         kept = self.bounds.keep(command, self._line.last)
         self._line.send(self._now(time), kept)
         self.last = self.last._replace(time=time, seconds=self._clock() - self._begun)
         return kept.copy()
+
+    def _warm_up(self, command: Array) -> float:
+        """Compute everything once, so that nothing compiles in the loop; return how long a plan takes [s]."""
+        seconds, space = 0.0, self.levels[0].dynamics.baseline.space
+        state = neutral_state(space)
+        cost = None if self._cost is None else self._cost(0.0)
+        with torch.no_grad():
+            for level, belief in zip(self.levels, self._beliefs, strict=True):
+                belief.start(state.numpy()[: self._watch.size], command)
+                for seconds_ahead in (1.0, 1.5, 2.0):
+                    belief.predict(self._line, 0.0, seconds_ahead * self.period)
+                seconds = max(seconds, warm_up(self._worker, self._clock() + PATIENCE, level, belief.state, cost, command,
+                                               self.deadline))
+                belief.state = None
+            for law in self.laws:
+                law.command(state, cost)
+        return min(seconds, self.deadline)
 
     def close(self) -> None:
         """Stop the worker."""
@@ -166,7 +185,7 @@ class Controller:
         predicted = [b.predict(self._line, self._at, stamp) for b in self._beliefs]
         seen, doubt = self._watch.judge(observation, time - stamp, lambda y: self._distance(y, predicted),
                                         lambda before: self._follows(before, observation, stamp))
-        self._note_source(time, doubt)
+        self._note("state", "measured" if doubt is None else "predicted", time, doubt or Doubt(SEEN))
         self._update(predicted, seen, stamp, time)
         self._at, self._lost = stamp, 0.0 if seen is not None else self._lost + self.period
         if self._lost > self._watching.coast:
@@ -183,7 +202,8 @@ class Controller:
             belief.state = None
             if seen is not None:
                 belief.start(seen, self._line.last)
-        self._at, self._planning.plan = stamp, None
+        self._at = stamp
+        self._planning.forget()
 
     def _distance(self, seen: Array, predicted: list[Tensor | None]) -> float:
         errors = [None if p is None else b.error(seen, p) for b, p in zip(self._beliefs, predicted, strict=True)]
@@ -207,7 +227,7 @@ class Controller:
             current = next((p for p in (predicted[min(self.chain.current, len(predicted) - 1)], *predicted) if p is not None), None)
             if current is not None:
                 seen = np.asarray(self._estimator.update(seen, current.numpy(), stamp), np.float64)[: self._watch.size]
-        doubts: list[Doubt | None] = [None if p is not None else Doubt("prediction not finite") for p in predicted]
+        doubts: list[Doubt | None] = [None if p is not None else Doubt(NOT_FINITE) for p in predicted]
         if seen is not None and self._lost == 0.0 and stamp - self._at > 0:
             doubts = self._trust.judge([None if p is None else b.error(seen, p) for b, p in zip(self._beliefs, predicted, strict=True)])
         for law, (belief, prediction, doubt) in enumerate(zip(self._beliefs, predicted, doubts, strict=True)):
@@ -218,23 +238,28 @@ class Controller:
             elif seen is not None:
                 belief.start(seen, self._line.last)
 
-    def _note_source(self, time: float, doubt: Doubt | None) -> None:
-        source = "measured" if doubt is None else "predicted"
-        if source != self._source:
-            reason, evidence = ("observation again", {}) if doubt is None else (doubt.reason, doubt.evidence)
-            self.log.add(Switch(time=time, subject="state", source=self._source, target=source, reason=reason, evidence=evidence))
-            self._source = source
+    def _note(self, subject: Subject, target: str, time: float, doubt: Doubt) -> None:
+        """Enter a change of where states or plans come from in the log."""
+        source, self._sources[subject] = self._sources[subject], target
+        if source != target:
+            self.log.add(Switch(time=time, subject=subject, source=source, target=target, reason=doubt.reason, evidence=doubt.evidence))
 
     def _plan(self, time: float) -> int:
         """Ask for a plan under the law in use, take one over, and return the law that the command comes from."""
         planning, due = self._planning, self._begun + (1 - RESERVE) * self.deadline
         self._collect(self._begun, time)
-        law = self._wanted(time)
-        if law < len(self.levels) and planning.idle:
-            self._ask(law, time)
-        asked = planning.asked
-        if asked is not None and (planning.delay.expected <= due - self._begun or not self._serves(time)):
+        expected, budget = planning.delay.expected, (1 - RESERVE) * self.deadline
+        self._note("plan", "every tick" if expected <= budget else "when ready", time,
+                   Doubt(IN_TIME if expected <= budget else LATE, {"expected seconds": expected, "available": budget}))
+        for _ in range(2):  # where a plan takes trust away there may be time for one under the next model
+            law = self._wanted(time)
+            if law < len(self.levels) and planning.idle:
+                self._ask(law, time)
+            if planning.asked is None or planning.delay.expected > due - self._clock():
+                break  # waiting for what will be late would only make the command late
             self._collect(due, time)
+            if self._wanted(time) == law:
+                break
         law = self._wanted(time)
         if law < len(self.levels) and not self._serves(time):
             late = Doubt(LATE, {"expected seconds": planning.delay.expected, "deadline": self.deadline})
@@ -248,8 +273,8 @@ class Controller:
 
     def _serves(self, time: float) -> bool:
         """Tell whether the plan in use covers now and was made under a model that is trusted."""
-        plan = self._planning.plan
-        return plan is not None and self.chain.trusts(plan.law, time) and self._planning.serves(self._now(time) + self._latency)
+        served, plan = self._planning.serves(self._now(time) + self._latency), self._planning.plan
+        return served and plan is not None and self.chain.trusts(plan.law, time)
 
     def _ask(self, law: int, time: float) -> None:
         level, belief, planning = self.levels[law], self._beliefs[law], self._planning
@@ -258,24 +283,21 @@ class Controller:
         start = self._now(time) + ready + self._latency
         state = belief.predict(self._line, self._at, start, planning.ahead(self._now(time) + self._latency) if self._serves(time) else ())
         if state is None:
-            self.chain.doubt(law, time, Doubt("prediction not finite"))
+            self.chain.doubt(law, time, Doubt(NOT_FINITE))
             return
         cost = None if self._cost is None else self._cost(start)
         left = self._begun + budget - self._clock()
-        planning.ask(law, level, state, start, cost, self._line.mean(start - self.period, start), left)
+        planning.ask(law, level, state, start, self._at, cost, self._line.mean(start - self.period, start), left)
 
     def _collect(self, until: float, time: float) -> None:
         asked = self._planning.asked
-        doubt = self._planning.collect(until)
-        if asked is None:
-            return
-        if doubt is not None:
-            self.chain.doubt(asked.law, time, doubt)
-        plan = self._planning.plan
-        if plan is not None and plan.law == asked.law and plan.start == asked.start and plan.spread is not None:
-            ratio = float(self._trust.intervals[asked.law].ratio(plan.spread[: self._beliefs[asked.law].entries]).max())
+        plan, doubt = self._planning.collect(until)
+        if plan is not None and plan.spread is not None:
+            ratio = float(self._trust.intervals[plan.law].ratio(plan.spread[: self._beliefs[plan.law].entries]).max())
             if not ratio < self._options.spread:
-                self.chain.doubt(asked.law, time, Doubt(SPREAD, {"spread in half widths": ratio}))
+                doubt = Doubt(SPREAD, {"spread in half widths": ratio})
+        if asked is not None and doubt is not None:
+            self.chain.doubt(asked.law, time, doubt, 0.0 if doubt.reason == LATE else None)
 
     def _from_law(self, law: int, time: float, seen: bool) -> Array:
         """Return the command of a law, or of the first one after it that has one."""
@@ -299,7 +321,7 @@ class Controller:
             if np.isfinite(command).all():
                 self.last = self.last._replace(law=self.chain.names[len(self.levels) + i], seen=seen, solve=np.nan, age=np.nan)
                 return command
-            self.chain.doubt(len(self.levels) + i, time, Doubt(SPACES))
+            self.chain.doubt(len(self.levels) + i, time, Doubt(LAW))
         return self._line.last
 
     def _rescue(self, time: float, error: Exception) -> Array:

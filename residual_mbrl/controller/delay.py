@@ -72,19 +72,24 @@ class CommandLine:
 
 
 class Delay:
-    """How long solves take, from what they have taken.
+    """How long solves take: the longest of the last few, as a plan that comes early can wait and one that comes late is late.
 
     Args:
         first: Guess [s].
-        weight: Of the newest measurement.
+        few: How many.
     """
 
-    def __init__(self, first: float, weight: float = 0.25) -> None:
-        self.expected, self._weight = first, weight
+    def __init__(self, first: float, few: int = 3) -> None:
+        self._last = deque([first], maxlen=few)
+
+    @property
+    def expected(self) -> float:
+        """How long the next one is taken to be [s]."""
+        return max(self._last)
 
     def measured(self, seconds: float) -> None:
-        """Take a measurement into account: a longer one at once, shorter ones little by little."""
-        self.expected += (self._weight if seconds < 2 * self.expected else 1.0) * (seconds - self.expected)
+        """Take a measurement into account."""
+        self._last.append(seconds)
 
 
 def advance(dynamics: ResidualDynamics, state: Tensor, line: CommandLine, start: float, end: float,

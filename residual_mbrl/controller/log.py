@@ -11,7 +11,7 @@ from typing import Literal
 
 from residual_mbrl.files import write_bytes
 
-Subject = Literal["law", "state"]
+Subject = Literal["law", "state", "plan"]
 Evidence = Mapping[str, float | str]
 
 
@@ -21,7 +21,7 @@ class Switch:
 
     Args:
         time: Loop time [s].
-        subject: "law" for what computes the commands, "state" for where the state is taken from.
+        subject: "law" for what computes the commands, "state" for where the state is taken from, "plan" for how often there is a new one.
         source: What was in use.
         target: What is in use from now on.
         reason: Why, in words.

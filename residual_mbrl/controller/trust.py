@@ -22,7 +22,8 @@ class TrustOptions:
 
     Args:
         beyond: Sum of errors in half widths, less ``allowed`` at each tick, at which a model is doubted.
-        allowed: Error in half widths that speaks neither for nor against a model.
+        allowed: Error in half widths that speaks neither for nor against a model. What comes after the last model knows no more than it:
+            a plant that is somewhat off is better left to the model that predicts it best.
         largest: Error in half widths above which more counts no more: one tick alone never condemns a model.
         worse: Sum of half the differences of squared errors, in half widths and less ``edge`` at each tick, at which a model is
             doubted that the next one predicts better than.
@@ -31,9 +32,9 @@ class TrustOptions:
         dwell: Seconds without doubt after which a model is used again.
     """
 
-    beyond: float = 8.0
-    allowed: float = 1.5
-    largest: float = 4.0
+    beyond: float = 15.0
+    allowed: float = 3.0
+    largest: float = 8.0
     worse: float = 8.0
     edge: float = 0.5
     spread: float = 4.0

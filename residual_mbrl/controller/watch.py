@@ -31,7 +31,7 @@ class WatchOptions:
         coast: Seconds that commands go on by prediction alone; then the last law of the chain takes over.
     """
 
-    frozen: float = 2.0
+    frozen: float = 1.0
     jump: float = 15.0
     insist: int = 3
     stale: float = 3.0
@@ -85,22 +85,30 @@ class Watch:
 
     def read(self, observation: object, age: float) -> tuple[Array | None, Doubt | None]:
         """Return an observation that can be compared at all."""
-        options = self._options
         if observation is None:
             return None, Doubt(MISSING)
         try:
             seen = np.array(observation, dtype=np.float64).reshape(-1)
         except (TypeError, ValueError) as error:
             return None, Doubt(SIZE, {"error": str(error)})
+        doubt = None
         if len(seen) != self.size:
-            return None, Doubt(SIZE, {"received": len(seen), "expected": self.size})
-        if not np.isfinite(seen).all():
-            return None, Doubt(NAN, {"entries": str(np.flatnonzero(~np.isfinite(seen)).tolist())})
-        if age > options.stale * self._period:
-            return None, Doubt(STALE, {"age": age})
-        low = np.zeros(self.size, bool) if options.lower is None else seen < options.lower
-        high = np.zeros(self.size, bool) if options.upper is None else seen > options.upper
-        if (low | high).any():
-            i = int(np.flatnonzero(low | high)[0])
-            return None, Doubt(RANGE, {"entry": i, "value": float(seen[i])})
-        return seen, None
+            doubt = Doubt(SIZE, {"received": len(seen), "expected": self.size})
+        elif not np.isfinite(seen).all():
+            doubt = Doubt(NAN, {"entries": str(np.flatnonzero(~np.isfinite(seen)).tolist())})
+        elif age > self._options.stale * self._period:
+            doubt = Doubt(STALE, {"age": age})
+        if doubt is not None:
+            return None, doubt
+        return self._within(seen)
+
+    def _within(self, seen: Array) -> tuple[Array | None, Doubt | None]:
+        """Return an observation that is where the plant can be."""
+        lower, upper = self._options.lower, self._options.upper
+        outside = np.zeros(self.size, bool) if lower is None else seen < lower
+        if upper is not None:
+            outside |= seen > upper
+        if not outside.any():
+            return seen, None
+        i = int(np.flatnonzero(outside)[0])
+        return None, Doubt(RANGE, {"entry": i, "value": float(seen[i])})

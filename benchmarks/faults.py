@@ -1,0 +1,290 @@
+"""A hundred thousand ticks with faults: does the controller keep its deadline, its limits, its cost, and does it say why?
+
+A cart-pole in MuJoCo is balanced along a moving reference at 100 Hz by iLQR under a calibrated model (``cart_pole_plant``). In most
+episodes of ten seconds one fault is injected:
+
+- slow: every plan takes ten times as long;
+- stalled: every plan takes three hundred times as long;
+- nan weights, wrong sign: the residual's weights become NaN, or it acts the other way round;
+- nan observation, frozen observation: nothing else is observed for a fifth of a second, five times;
+- hit: cart and pole get a push;
+- far away: the reference moves the cart 2.5 m away and back, twice as far as any log goes.
+
+The clock is simulated: it goes on with the CPU seconds of this thread, which other programs do not lengthen, and a plan counts with
+the seconds that its computation took, times the slowdown. Beside it the same controller runs with the data sheet's model alone, through
+the same episodes and the same faults of clock, observation and plant (its model has no weights to break): "cost" below is the ratio
+of the two, each summed from the fault to the end of its episode.
+
+    python benchmarks/faults.py --json benchmarks/results/faults.json
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from cart_pole_plant import Calibrated, Plant, Truth, calibrate
+from common import Options, machine, say, show
+from numpy.typing import NDArray
+
+from residual_mbrl.controller import LQR, Controller, Hold, Level, Switch, calibrate_interval
+from residual_mbrl.controller.chain import SOUND
+from residual_mbrl.controller.planning import FAILED, LATE, PLAN_NOT_FINITE
+from residual_mbrl.controller.rehearsal import SimulatedTime, SimulatedWorker
+from residual_mbrl.controller.trust import BEYOND, NOT_FINITE, WORSE
+from residual_mbrl.controller.watch import FROZEN, JUMP, NAN
+from residual_mbrl.costs import QuadraticCost
+from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.files import write_json
+from residual_mbrl.planners.ilqr import ILQR, ILQROptions
+from residual_mbrl.planners.limits import Limits
+from residual_mbrl.planners.plan import Plan
+
+Array = NDArray[np.float64]
+
+PERIOD, DEADLINE, STEPS = 0.01, 0.008, 60
+EPISODE = 1000
+"""Ticks."""
+LIMITS = Limits(action_lower=-15.0, action_upper=15.0, action_rate=600.0)
+STATE, ACTION, TERMINAL = np.array([10.0, 10.0, 0.5, 0.5]), np.array([0.01]), np.array([300.0, 1000.0, 100.0, 100.0])
+SOLVES = ("slow", "stalled")
+ALLOWED = 1.05
+"""Of the cost under the data sheet's model."""
+
+EXPECTED: Mapping[str, frozenset[str]] = {
+    "none": frozenset(), "slow": frozenset({LATE}), "stalled": frozenset({LATE}),
+    "nan weights": frozenset({NOT_FINITE, FAILED, PLAN_NOT_FINITE}), "wrong sign": frozenset({WORSE, BEYOND}),
+    "nan observation": frozenset({NAN}), "frozen observation": frozenset({FROZEN}),
+    "hit": frozenset({JUMP, BEYOND, WORSE}), "far away": frozenset({BEYOND, WORSE}),
+}
+"""Right reasons for a switch by fault."""
+
+
+class FixedIterations(ILQR):
+    """iLQR with as many iterations as it has been given, whatever the wall clock of a shared computer says."""
+
+    def plan(self, *args: object, deadline: float | None = None, **options: object) -> Plan:
+        """Return the plan."""
+        return super().plan(*args, **options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault in one episode."""
+
+    kind: str
+    start: int
+    """Tick in the episode."""
+    ticks: int
+
+
+@dataclass
+class Count:
+    """What was seen of one kind of fault, under one controller."""
+
+    episodes: int = 0
+    ticks: int = 0
+    missed: int = 0
+    outside: int = 0
+    costs: list[float] = field(default_factory=list)
+    fell: int = 0
+    explained: int = 0
+    wrong: list[str] = field(default_factory=list)
+    delays: list[float] = field(default_factory=list)
+    longest: float = 0.0
+    laws: dict[str, int] = field(default_factory=dict)
+
+
+class Reference:
+    """Where the cart-pole shall be: to and fro, and 2.5 m away and back from a time on."""
+
+    away = np.inf
+
+    def __call__(self, time: Array) -> Array:
+        """Return the goals at times [s], shape [T, 4]."""
+        rate, far = 2 * np.pi / 6, 2 * np.pi / 5
+        goal = np.zeros((len(time), 4))
+        goal[:, 0], goal[:, 2], goal[:, 1] = 0.5 * np.sin(rate * time), 0.5 * rate * np.cos(rate * time), np.pi
+        since = np.clip(np.nan_to_num(time - self.away, neginf=0.0), 0.0, 5.0)
+        goal[:, 0] += 1.25 * (1 - np.cos(far * since))
+        goal[:, 2] += 1.25 * far * np.sin(far * since)
+        return goal
+
+
+def make_controller(models: Mapping[str, ResidualDynamics], calibrated: Calibrated, clock: SimulatedTime, worker: SimulatedWorker,
+                    reference: Reference) -> Controller:
+    """Put a controller with these models together, the best first; what it falls back on is made from the last one."""
+    space = calibrated.nominal.space
+    weights = {"state": torch.tensor(STATE).float(), "action": torch.tensor(ACTION).float()}
+
+    def cost(time: float) -> QuadraticCost:
+        target = torch.from_numpy(reference(time + PERIOD * np.arange(STEPS + 1))).float()
+        return QuadraticCost(space=space, **weights, terminal=torch.tensor(TERMINAL).float(), target=target, trajectory=True)
+
+    held = calibrated.held
+    levels = [Level(planner=FixedIterations(m, cost(0.0), ILQROptions(iterations=3), steps=STEPS, limits=LIMITS), name=n,
+                    interval=calibrate_interval(m, held.measurements, held.commands[:-1])) for n, m in models.items()]
+    still = QuadraticCost(space=space, **weights, target=torch.tensor([0.0, np.pi, 0.0, 0.0]).float())
+    return Controller(levels[0], fallback=[*levels[1:], LQR(levels[-1].dynamics, still), Hold([0.0])], period=PERIOD, deadline=DEADLINE,
+                      cost=cost, worker=worker, clock=clock)
+
+
+class Injector:
+    """Puts faults in and takes them out again."""
+
+    def __init__(self, dynamics: ResidualDynamics, worker: SimulatedWorker) -> None:
+        self._weights = {n: w.detach().clone() for n, w in dynamics.named_parameters()}
+        self._dynamics, self._worker = dynamics, worker
+        self._frozen: Array | None = None
+
+    def clear(self) -> None:
+        """Take the fault out."""
+        self._worker.slowdown, self._frozen = 1.0, None
+        with torch.no_grad():
+            for name, weight in self._dynamics.named_parameters():
+                weight.copy_(self._weights[name])
+
+    def begin(self, kind: str) -> None:
+        """Put in what lasts."""
+        self._worker.slowdown = {"slow": 10.0, "stalled": 300.0}.get(kind, 1.0)
+        weights = list(self._dynamics.parameters())
+        with torch.no_grad():
+            if kind == "nan weights" and weights:
+                weights[0].fill_(float("nan"))
+            elif kind == "wrong sign":
+                for weight in weights[-2:]:  # of the last layer, whose outputs go through an odd function
+                    weight.neg_()
+
+    def observe(self, kind: str, seen: Array, since: int) -> Array:
+        """Return what is observed so many ticks after the fault began: every fifth of a second a fifth of a second of it."""
+        faulty = 0 <= since < 200 and since % 40 < 20
+        if kind == "nan observation" and faulty:
+            return np.full_like(seen, np.nan)
+        if kind == "frozen observation" and faulty:
+            self._frozen = seen if self._frozen is None else self._frozen
+            return self._frozen
+        self._frozen = None
+        return seen
+
+
+def run(make: Callable[[SimulatedTime, SimulatedWorker, Reference], Controller], learned: ResidualDynamics, faults: list[Fault],
+        seed: int, tell: str) -> tuple[dict[str, Count], list[Switch]]:
+    """Run all episodes under one controller; each begins upright with a controller that has just started."""
+    clock, reference = SimulatedTime(), Reference()
+    worker = SimulatedWorker(clock)
+    controller, injector, switches = make(clock, worker, reference), Injector(learned, worker), list[Switch]()
+    counts: dict[str, Count] = {}
+    for number, fault in enumerate(faults):
+        rng = np.random.default_rng([seed, number])
+        plant = Plant(Truth(), seed=seed * 100_003 + number)
+        begin = number * (EPISODE * PERIOD + 1.0)  # after such a gap in time the controller starts anew
+        reference.away = begin + fault.start * PERIOD if fault.kind == "far away" else np.inf
+        plant.state = reference(np.array([begin]))[0] + np.array([0.05, 0.05, 0.1, 0.1]) * rng.standard_normal(4)
+        count = counts.setdefault(fault.kind, Count())
+        known = len(controller.log)
+        cost, before, hit = 0.0, controller.bounds.keep(np.zeros(1), np.zeros(1)), rng.uniform(-1, 1, 2)
+        for tick in range(EPISODE):
+            time = begin + tick * PERIOD
+            if tick == fault.start:
+                injector.begin(fault.kind)
+                if fault.kind == "hit":
+                    plant.data.qvel[:] += np.sign(hit) * (np.array([0.5, 1.0]) + 0.5 * np.abs(hit))
+            if tick == fault.start + fault.ticks:
+                injector.clear()
+            seen = injector.observe(fault.kind, plant.read(), tick - fault.start)
+            clock.set(time)
+            command = controller.act(seen, time)
+            late = clock() - time
+            count.missed += late > DEADLINE
+            count.longest = max(count.longest, late)
+            count.outside += bool(np.any(np.abs(command) > 15.0) or (tick > 0 and np.any(np.abs(command - before) > 6.0 + 1e-9)))
+            law = controller.last.law
+            if tick >= fault.start:
+                count.laws[law] = count.laws.get(law, 0) + 1
+            plant.run(PERIOD, command, before, min(late, PERIOD))
+            before = command
+            if tick >= fault.start:
+                error = plant.state - reference(np.array([time + PERIOD]))[0]
+                cost += PERIOD * float(STATE @ error**2 + ACTION @ command**2)
+        injector.clear()
+        count.fell += bool(abs(plant.state[1] - np.pi) > 1.0)
+        count.episodes, count.ticks = count.episodes + 1, count.ticks + EPISODE
+        count.costs.append(cost)
+        entries = list(controller.log)[known:]
+        switches += entries
+        judge(count, fault, entries, begin)
+        if number % 10 == 9:
+            print(f"{tell}: {number + 1} of {len(faults)} episodes", flush=True)
+    controller.close()
+    return counts, switches
+
+
+def judge(count: Count, fault: Fault, entries: list[Switch], begin: float) -> None:
+    """Compare the log of an episode with what was injected."""
+    started = begin + fault.start * PERIOD
+    right = [e for e in entries if e.reason in EXPECTED[fault.kind] and e.time >= started - 1e-9]
+    count.explained += bool(right)
+    if right:
+        count.delays.append(right[0].time - started)
+    away = [e for e in entries if e.reason not in SOUND]
+    count.wrong += [e.reason for e in away if e not in right]
+
+
+def schedule(episodes: int, seed: int) -> list[Fault]:
+    """Return one fault an episode, every kind equally often."""
+    rng, kinds = np.random.default_rng(seed), list(EXPECTED)
+    return [Fault(kinds[i % len(kinds)], int(rng.integers(200, 400)), int(rng.integers(100, 300))) for i in range(episodes)]
+
+
+def main(options: Options, seed: int = 1, calibration: Path | None = None) -> dict[str, object]:
+    """Run the benchmark.
+
+    Args:
+        options: As of all benchmarks.
+        seed: Of plants and faults.
+        calibration: Where to keep the calibrated models, so that the next run need not make them; a file of ``torch.save``.
+    """
+    torch.set_num_threads(1)
+    if calibration is not None and calibration.exists():
+        models = torch.load(calibration, weights_only=False)
+    else:
+        models = calibrate(Truth(), PERIOD)
+        if calibration is not None:
+            torch.save(models, calibration)
+    episodes = 9 if options.quick else 100
+    faults = schedule(episodes, seed)
+    learned = copy.deepcopy(models.calibrated)
+    ours, switches = run(lambda *given: make_controller({"calibrated": learned, "identified": models.identified}, models, *given), learned,
+                         faults, seed, "with the calibrated model")
+    peer, _ = run(lambda *given: make_controller({"data sheet": models.nominal}, models, *given), models.nominal, faults, seed,
+                  "with the data sheet's model alone")
+    report = {"machine": machine(), "period": PERIOD, "deadline": DEADLINE, "seed": seed, "ticks": episodes * EPISODE,
+              "faults": {kind: row(ours[kind], peer[kind]) for kind in EXPECTED if kind in ours}}
+    lines = [[k, r["episodes"], r["missed"], r["outside"], r["cost"], r["peer_cost"], r["ratio"], r["worst_ratio"], r["explained"],
+              len(r["wrong"]), r["delay"]] for k, r in report["faults"].items()]
+    show(f"{episodes * EPISODE} ticks at 100 Hz, deadline 8 ms", ["fault", "episodes", "missed ticks", "outside limits", "cost",
+         "data sheet's", "ratio", "worst ratio", "logged", "other reasons", "delay [s]"], lines)
+    say(f"longest tick {1e3 * max(c.longest for c in ours.values()):.2f} ms, {len(switches)} switches")
+    if options.json is not None:
+        write_json(options.json, report)
+    return report
+
+
+def row(ours: Count, peer: Count) -> dict[str, object]:
+    """Return one line of the result."""
+    ratios = np.array(ours.costs) / np.array(peer.costs)
+    return {"episodes": ours.episodes, "missed": ours.missed, "outside": ours.outside, "cost": float(np.mean(ours.costs)),
+            "peer_cost": float(np.mean(peer.costs)), "ratio": float(np.sum(ours.costs) / np.sum(peer.costs)),
+            "worst_ratio": float(ratios.max()), "above_allowed": int((ratios > ALLOWED).sum()), "fell": ours.fell, "peer_fell": peer.fell,
+            "peer_missed": peer.missed, "explained": ours.explained, "wrong": ours.wrong,
+            "delay": float(np.median(ours.delays)) if ours.delays else None, "longest": ours.longest, "laws": ours.laws,
+            "peer_laws": peer.laws}
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
