@@ -202,8 +202,8 @@ BACKWARD = """
     }
     struct Sweep { D linear, quadratic, largest; };  // expected change of the cost at step size s: s linear + s^2 quadratic
     // feedback k, K of every step, last to first; false where regularisation mu leaves a step without a minimum
-    static __attribute__((noinline)) bool backward(Workspace& w, long H, D mu, const R* lower, const R* upper, const R* rate, const R* previous,
-                                                   Sweep& sweep) {
+    static __attribute__((noinline)) bool backward(Workspace& w, long H, D mu, const R* lower, const R* upper, const R* rate,
+                                                   const R* previous, Sweep& sweep) {
         V8 P[NS][VS] = {};
         D p[PS] = {};
         for (int i = 0; i < NDX; ++i) {

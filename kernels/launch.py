@@ -108,7 +108,8 @@ class Plan:
             array = aligned_zeros(self.blocks * self.horizon, self.row, dtype=self.real)
         return Kept(self._pool, array)
 
-    def run(self, kind: str, *, weights: int, version: int, cost: Cost | ilqr.Problem | None = None, learn: bool = False, **addresses: int) -> int:
+    def run(self, kind: str, *, weights: int, version: int, cost: Cost | ilqr.Problem | None = None, learn: bool = False,
+            **addresses: int) -> int:
         """Run a kernel on arrays at these addresses; return its status, see ``block_text.CHANGED``.
 
         Args:

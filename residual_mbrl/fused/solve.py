@@ -90,10 +90,11 @@ def fused_solve(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, cost
     numbers = np.array(settings, np.float64)
     clock, which = _clock()
     addresses = {
-        "references": refs.data_ptr(), "reference_rows": refs.shape[-2], "reference_stride": refs.shape[-2] * refs.shape[-1] if refs.ndim > 2 else 0,
+        "references": refs.data_ptr(), "reference_rows": refs.shape[-2], "reference_stride": refs[0].numel() if refs.ndim > 2 else 0,
         "lower": held[0].data_ptr(), "upper": held[1].data_ptr(), "rate": 0 if rate is None else rate.data_ptr(),
-        "previous": 0 if previous is None else previous.data_ptr(), "iterations": iterations, "settings": numbers.ctypes.data, "clock": clock,
-        "clock_id": which, "until": 0 if until == float("inf") else max(1, int(until * 1e9)), "new_actions": found.actions.data_ptr(),
+        "previous": 0 if previous is None else previous.data_ptr(), "iterations": iterations, "settings": numbers.ctypes.data,
+        "clock": clock, "clock_id": which, "until": 0 if until == float("inf") else max(1, int(until * 1e9)),
+        "new_actions": found.actions.data_ptr(),
         "states": found.states.data_ptr(), "gains": found.gains.data_ptr(), "costs": found.costs.data_ptr(), "info": found.info.data_ptr()}
     if warm is not None:
         warm_states, warm_gains = _flat(warm[0].to(state), call.batch, 2), _flat(warm[1].to(state), call.batch, 3)
@@ -113,9 +114,9 @@ def _problem(dynamics: ResidualDynamics, form: tuple[object, Any], rate: bool) -
     known = _problems.setdefault(dynamics, {})
     if (form[0], rate) not in known:
         space = dynamics.space
-        key = ("solve", form[0], rate, space.quaternions, space.nx)
-        known[form[0], rate] = Problem(cost=form[1], difference=difference_form(space), quaternions=tuple(sorted(q for q, _ in space.quaternions)),
-                                       rate=rate, key=key)
+        known[form[0], rate] = Problem(cost=form[1], difference=difference_form(space), rate=rate,
+                                       quaternions=tuple(sorted(q for q, _ in space.quaternions)),
+                                       key=("solve", form[0], rate, space.quaternions, space.nx))
     return known[form[0], rate]
 
 

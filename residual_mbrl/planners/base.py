@@ -16,10 +16,11 @@ from residual_mbrl.baselines import Values
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import NotFiniteError
+from residual_mbrl.planners.constraints import ConstrainedCost, Constraints, Inequalities
 from residual_mbrl.planners.limits import Limits, project
 from residual_mbrl.planners.objectives import Objective
 from residual_mbrl.planners.plan import Plan
-from residual_mbrl.rollouts import rollout_cost
+from residual_mbrl.rollouts import rollout, rollout_cost
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.status import PlanStatus
 
@@ -35,6 +36,9 @@ class Common(TypedDict, total=False):
     limits: Limits | None
     initial_action: Tensor | Sequence[float] | float | None
     objective: Objective | None
+    inequalities: Inequalities | None
+    penalty: float
+    violation_tolerance: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Problem:
     state: Tensor
     """Shape [*batch, nx], finite, with the residuals' memory."""
     cost: Cost
+    """What is minimised, with a penalty where the planner has constraints and no way of its own to hold them."""
+    own_cost: Cost
+    """Without."""
     parameters: Values | None
     lower: Tensor
     """Of the actions, shape [nu]."""
@@ -102,18 +109,22 @@ class Planner(ABC):
         limits: Of actions, rates and states.
         initial_action: Where a plan without a warm start begins, one number or [nu]; the middle of the limits or zero where missing.
         objective: What is made of the costs under the members of an ensemble; the model is a single one where missing.
+        inequalities: What else must hold of states and actions; they and state limits are constraints.
+        penalty: Weight of the squares of violated constraints, where the planner has no better way to hold them.
+        violation_tolerance: Violation from which a plan counts as infeasible, in the constraint's own unit.
 
     Raises:
         ValueError: naming the argument, if limits cannot be kept, the model has another step than ``dt``, the horizon is not a
             multiple of it, or the cost does not fit the model, is NaN, or has the wrong shape.
     """
 
-    holds_state_limits = False
-    """Whether state limits reach the subclass as such; a penalty is added to the cost otherwise."""
+    holds_constraints = False
+    """Whether the subclass has its own way to hold constraints; a penalty is added to the cost otherwise."""
 
     def __init__(self, dynamics: ResidualDynamics, cost: Cost, *, horizon: float | None = None, steps: int | None = None,
                  dt: float | None = None, limits: Limits | None = None, initial_action: Tensor | Sequence[float] | float | None = None,
-                 objective: Objective | None = None) -> None:
+                 objective: Objective | None = None, inequalities: Inequalities | None = None, penalty: float = 1e3,
+                 violation_tolerance: float = 1e-3) -> None:
         self.name = type(self).__name__
         if dt is not None and abs(dynamics.dt - dt) > 1e-9 * dt:
             raise ValueError(f"{self.name}: dt is {dt:g} s, but the model steps {dynamics.dt:g} s")
@@ -122,6 +133,10 @@ class Planner(ABC):
         self.limits = limits or Limits()
         self.limits.check(dynamics.space, self.steps)
         check_cost(self.name, cost, dynamics.space, self.steps)
+        if not (penalty > 0 and violation_tolerance > 0):
+            raise ValueError(f"{self.name}: penalty and violation_tolerance must be above zero, received {penalty}, {violation_tolerance}")
+        self.constraints = Constraints.of(dynamics.space, self.limits, inequalities, self.steps)
+        self.penalty, self.violation_tolerance = penalty, violation_tolerance
         lower, upper = self.limits.action(dynamics.space.nu)
         middle = torch.where(torch.isfinite(lower + upper), 0.5 * (lower + upper), torch.zeros_like(lower))
         given = middle if initial_action is None else torch.as_tensor(initial_action, dtype=torch.float64)
@@ -179,24 +194,43 @@ class Planner(ABC):
             problem: What is asked for.
             actions: Shape [*any, *batch, H, nu].
         """
-        shape = actions.shape[:-2]
-        if self.objective is None:
-            found = rollout_cost(self.dynamics, problem.state.expand(*shape, -1), actions, problem.cost, problem.parameters)
-            return torch.nan_to_num(found, nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
-        members = self.objective.members
-        state, each = problem.state.expand(members, *shape, -1), actions.expand(members, *actions.shape)
-        parameters = {n: v if v.ndim == 0 else v.reshape(v.shape[0], *(1,) * (len(shape) + 1 - v.ndim), *v.shape[1:])
-                      for n, v in (problem.parameters or {}).items()}
-        found = self.objective.reduce(rollout_cost(self.dynamics, state, each, problem.cost, parameters))
+        state, each = self._members(problem, actions)
+        parameters = problem.parameters
+        if self.objective is not None and parameters is not None:
+            parameters = {n: v if v.ndim == 0 else v.reshape(v.shape[0], *(1,) * (state.ndim - 1 - v.ndim), *v.shape[1:])
+                          for n, v in parameters.items()}
+        found = rollout_cost(self.dynamics, state, each, problem.cost, parameters)
+        if self.objective is not None:
+            found = self.objective.reduce(found)
         return torch.nan_to_num(found, nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
 
     def _finish(self, problem: Problem, iterate: Iterate) -> Iterate:
-        """Add to the last iterate what the plan shall hold."""
+        """Add to the last iterate what the plan shall hold: of constraints the violation, and the cost without a penalty."""
+        if self.constraints is None or not bool(torch.isfinite(iterate.cost).any()):
+            return iterate
+        if iterate.states is None:
+            states, each = self._members(problem, iterate.actions)
+            states = rollout(self.dynamics, states, each, problem.parameters)
+            single = problem.own_cost.total(states, each)
+            iterate.states = states if self.objective is None else None
+            iterate.cost = single if self.objective is None else self.objective.reduce(single)
+            worst = self.constraints.along(states, each).amax((-2, -1)).clamp_min(0)
+            iterate.violation = worst if self.objective is None else worst.amax(0)
         return iterate
+
+    def _members(self, problem: Problem, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return first states and actions [*any, *batch, H, nu] of every member, with a leading dimension where there is an objective."""
+        shape = actions.shape[:-2]
+        if self.objective is None:
+            return problem.state.expand(*shape, -1), actions
+        members = self.objective.members
+        return problem.state.expand(members, *shape, -1), actions.expand(members, *actions.shape)
 
     def _loop(self, problem: Problem, iterate: Iterate) -> tuple[Iterate, bool]:
         longest = 0.0
-        while not iterate.done and iterate.iterations < self.iterations and not (iterate.converged is not None and bool(iterate.converged.all())):
+        while not iterate.done and iterate.iterations < self.iterations:
+            if iterate.converged is not None and bool(iterate.converged.all()):
+                break
             before = perf_counter()
             if before + longest >= problem.until:
                 return iterate, True
@@ -215,15 +249,12 @@ class Planner(ABC):
         if last.converged is not None:
             status[last.converged] = PlanStatus.CONVERGED
         if last.violation is not None:
-            status[last.violation > self.tolerated] = PlanStatus.INFEASIBLE
+            status[last.violation > self.violation_tolerance] = PlanStatus.INFEASIBLE
         failed = ~torch.isfinite(last.cost) if finite is None else ~torch.isfinite(last.cost) | ~finite
         status[failed] = PlanStatus.FAILED
         cost = last.cost if finite is None else torch.where(finite, last.cost, torch.full_like(last.cost, INFINITY))
         return Plan(actions=last.actions, states=last.states, cost=cost, status=status, iterations=last.iterations,
                     seconds=perf_counter() - begin, dt=self.dt, gains=last.gains, violation=last.violation, memory=last.memory)
-
-    tolerated = 1e-3
-    """Violation of state limits and inequalities from which a plan counts as infeasible, in the limit's own unit."""
 
     def _checked_state(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the state with stand-ins where it is not finite, and where it is; None for everywhere."""
@@ -251,7 +282,10 @@ class Planner(ABC):
             previous = torch.nan_to_num(previous.to(state)).expand(*state.shape[:-1], nu)
         if state.shape[-1] < self.dynamics.space.nx:
             state = self.dynamics.initial_state(state, initial.expand(*state.shape[:-1], nu) if previous is None else previous)
-        return Problem(state, cost, parameters, lower, upper, rate, previous, until)
+        penalised = cost
+        if self.constraints is not None and not self.holds_constraints:
+            penalised = ConstrainedCost(cost, self.constraints, weight=self.penalty)
+        return Problem(state, penalised, cost, parameters, lower, upper, rate, previous, until)
 
     def _first_actions(self, problem: Problem, warm: Plan | None) -> Tensor:
         initial = self._cast[problem.state.dtype, problem.state.device][3]

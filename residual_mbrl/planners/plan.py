@@ -25,7 +25,7 @@ class Plan:
         dt: Seconds of a step.
         gains: Feedback ``u = actions[t] + gains[t] (x ⊖ states[t])``, shape [*batch, H, nu, ndx]; None where there is none.
         violation: Greatest violation of state limits and inequalities, shape [*batch]; None where there are none.
-        memory: What the planner wants to see again in ``warm``, each [*batch, k, H, nu].
+        memory: What the planner wants to see again in ``warm``, by name; the second last dimension is time.
     """
 
     actions: Tensor
