@@ -15,15 +15,17 @@ the seconds that its computation took, times the slowdown. Beside it the same co
 the same episodes and the same faults of clock, observation and plant (its model has no weights to break): "cost" below is the ratio
 of the two, each summed from the fault to the end of its episode.
 
-    python benchmarks/faults.py --json benchmarks/results/faults.json
+    python benchmarks/faults.py --options.json benchmarks/results/faults.json --work /tmp/faults
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +90,6 @@ class Count:
     """What was seen of one kind of fault, under one controller."""
 
     episodes: int = 0
-    ticks: int = 0
     missed: int = 0
     outside: int = 0
     costs: list[float] = field(default_factory=list)
@@ -118,7 +119,7 @@ class Reference:
 
 def make_controller(models: Mapping[str, ResidualDynamics], calibrated: Calibrated, clock: SimulatedTime, worker: SimulatedWorker,
                     reference: Reference) -> Controller:
-    """Put a controller with these models together, the best first; what it falls back on is made from the last one."""
+    """Put a controller with these models together, the best first, by which the regulator is made once and for all, before any fault."""
     space = calibrated.nominal.space
     weights = {"state": torch.tensor(STATE).float(), "action": torch.tensor(ACTION).float()}
 
@@ -130,7 +131,7 @@ def make_controller(models: Mapping[str, ResidualDynamics], calibrated: Calibrat
     levels = [Level(planner=FixedIterations(m, cost(0.0), ILQROptions(iterations=3), steps=STEPS, limits=LIMITS), name=n,
                     interval=calibrate_interval(m, held.measurements, held.commands[:-1])) for n, m in models.items()]
     still = QuadraticCost(space=space, **weights, target=torch.tensor([0.0, np.pi, 0.0, 0.0]).float())
-    return Controller(levels[0], fallback=[*levels[1:], LQR(levels[-1].dynamics, still), Hold([0.0])], period=PERIOD, deadline=DEADLINE,
+    return Controller(levels[0], fallback=[*levels[1:], LQR(levels[0].dynamics, still), Hold([0.0])], period=PERIOD, deadline=DEADLINE,
                       cost=cost, worker=worker, clock=clock)
 
 
@@ -172,56 +173,53 @@ class Injector:
         return seen
 
 
-def run(make: Callable[[SimulatedTime, SimulatedWorker, Reference], Controller], learned: ResidualDynamics, faults: list[Fault],
-        seed: int, tell: str) -> tuple[dict[str, Count], list[Switch]]:
-    """Run all episodes under one controller; each begins upright with a controller that has just started."""
-    clock, reference = SimulatedTime(), Reference()
-    worker = SimulatedWorker(clock)
-    controller, injector, switches = make(clock, worker, reference), Injector(learned, worker), list[Switch]()
-    counts: dict[str, Count] = {}
-    for number, fault in enumerate(faults):
-        rng = np.random.default_rng([seed, number])
-        plant = Plant(Truth(), seed=seed * 100_003 + number)
-        begin = number * (EPISODE * PERIOD + 1.0)  # after such a gap in time the controller starts anew
+class Bench:
+    """One controller, and what was seen of it.
+
+    Args:
+        make: Puts it together.
+        learned: The model whose weights are to be broken.
+    """
+
+    def __init__(self, make: Callable[[SimulatedTime, SimulatedWorker, Reference], Controller], learned: ResidualDynamics) -> None:
+        self.clock, self.reference = SimulatedTime(), Reference()
+        self.worker = SimulatedWorker(self.clock)
+        self.controller, self.injector = make(self.clock, self.worker, self.reference), Injector(learned, self.worker)
+
+    def run(self, number: int, fault: Fault, seed: int) -> tuple[Count, list[Switch]]:
+        """Run an episode from upright; after a gap in time the controller starts anew."""
+        rng, plant, count = np.random.default_rng([seed, number]), Plant(Truth(), seed=seed * 100_003 + number), Count()
+        controller, reference, begin = self.controller, self.reference, number * (EPISODE * PERIOD + 1.0)
         reference.away = begin + fault.start * PERIOD if fault.kind == "far away" else np.inf
         plant.state = reference(np.array([begin]))[0] + np.array([0.05, 0.05, 0.1, 0.1]) * rng.standard_normal(4)
-        count = counts.setdefault(fault.kind, Count())
-        known = len(controller.log)
-        cost, before, hit = 0.0, controller.bounds.keep(np.zeros(1), np.zeros(1)), rng.uniform(-1, 1, 2)
+        known, hit = len(controller.log), rng.uniform(-1, 1, 2)
+        cost, before = 0.0, np.zeros(1)
         for tick in range(EPISODE):
             time = begin + tick * PERIOD
             if tick == fault.start:
-                injector.begin(fault.kind)
+                self.injector.begin(fault.kind)
                 if fault.kind == "hit":
                     plant.data.qvel[:] += np.sign(hit) * (np.array([0.5, 1.0]) + 0.5 * np.abs(hit))
             if tick == fault.start + fault.ticks:
-                injector.clear()
-            seen = injector.observe(fault.kind, plant.read(), tick - fault.start)
-            clock.set(time)
+                self.injector.clear()
+            seen = self.injector.observe(fault.kind, plant.read(), tick - fault.start)
+            self.clock.set(time)
             command = controller.act(seen, time)
-            late = clock() - time
-            count.missed += late > DEADLINE
+            late = self.clock() - time
+            count.missed += bool(late > DEADLINE)
             count.longest = max(count.longest, late)
             count.outside += bool(np.any(np.abs(command) > 15.0) or (tick > 0 and np.any(np.abs(command - before) > 6.0 + 1e-9)))
-            law = controller.last.law
-            if tick >= fault.start:
-                count.laws[law] = count.laws.get(law, 0) + 1
             plant.run(PERIOD, command, before, min(late, PERIOD))
             before = command
             if tick >= fault.start:
+                count.laws[controller.last.law] = count.laws.get(controller.last.law, 0) + 1
                 error = plant.state - reference(np.array([time + PERIOD]))[0]
                 cost += PERIOD * float(STATE @ error**2 + ACTION @ command**2)
-        injector.clear()
-        count.fell += bool(abs(plant.state[1] - np.pi) > 1.0)
-        count.episodes, count.ticks = count.episodes + 1, count.ticks + EPISODE
-        count.costs.append(cost)
+        self.injector.clear()
+        count.fell, count.episodes, count.costs = int(abs(plant.state[1] - np.pi) > 1.0), 1, [cost]
         entries = list(controller.log)[known:]
-        switches += entries
         judge(count, fault, entries, begin)
-        if number % 10 == 9:
-            print(f"{tell}: {number + 1} of {len(faults)} episodes", flush=True)
-    controller.close()
-    return counts, switches
+        return count, entries
 
 
 def judge(count: Count, fault: Fault, entries: list[Switch], begin: float) -> None:
@@ -241,49 +239,76 @@ def schedule(episodes: int, seed: int) -> list[Fault]:
     return [Fault(kinds[i % len(kinds)], int(rng.integers(200, 400)), int(rng.integers(100, 300))) for i in range(episodes)]
 
 
-def main(options: Options, seed: int = 1, calibration: Path | None = None) -> dict[str, object]:
+def main(options: Options, seed: int = 1, work: Path | None = None) -> dict[str, object]:
     """Run the benchmark.
 
     Args:
         options: As of all benchmarks.
         seed: Of plants and faults.
-        calibration: Where to keep the calibrated models, so that the next run need not make them; a file of ``torch.save``.
+        work: Folder for the calibrated models and the episodes done, from which a run that was stopped goes on.
     """
     torch.set_num_threads(1)
-    if calibration is not None and calibration.exists():
-        models = torch.load(calibration, weights_only=False)
-    else:
-        models = calibrate(Truth(), PERIOD)
-        if calibration is not None:
-            torch.save(models, calibration)
-    episodes = 9 if options.quick else 100
-    faults = schedule(episodes, seed)
+    models = calibrated(work)
     learned = copy.deepcopy(models.calibrated)
-    ours, switches = run(lambda *given: make_controller({"calibrated": learned, "identified": models.identified}, models, *given), learned,
-                         faults, seed, "with the calibrated model")
-    peer, _ = run(lambda *given: make_controller({"data sheet": models.nominal}, models, *given), models.nominal, faults, seed,
-                  "with the data sheet's model alone")
-    report = {"machine": machine(), "period": PERIOD, "deadline": DEADLINE, "seed": seed, "ticks": episodes * EPISODE,
-              "faults": {kind: row(ours[kind], peer[kind]) for kind in EXPECTED if kind in ours}}
-    lines = [[k, r["episodes"], r["missed"], r["outside"], r["cost"], r["peer_cost"], r["ratio"], r["worst_ratio"], r["explained"],
-              len(r["wrong"]), r["delay"]] for k, r in report["faults"].items()]
-    show(f"{episodes * EPISODE} ticks at 100 Hz, deadline 8 ms", ["fault", "episodes", "missed ticks", "outside limits", "cost",
-         "data sheet's", "ratio", "worst ratio", "logged", "other reasons", "delay [s]"], lines)
-    say(f"longest tick {1e3 * max(c.longest for c in ours.values()):.2f} ms, {len(switches)} switches")
+    ours = Bench(lambda *given: make_controller({"calibrated": learned, "identified": models.identified}, models, *given), learned)
+    peer = Bench(lambda *given: make_controller({"data sheet": models.nominal}, models, *given), models.nominal)
+    faults, done = schedule(9 if options.quick else 100, seed), Path("" if work is None else work / f"episodes_{seed}.jsonl")
+    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
+    for number, fault in enumerate(faults):
+        if number < len(rows):
+            continue
+        (mine, switches), (other, _) = ours.run(number, fault, seed), peer.run(number, fault, seed)
+        rows.append({"fault": asdict(fault), "ours": asdict(mine), "peer": asdict(other), "switches": [s.to_json() for s in switches]})
+        if work is not None:
+            with done.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+        print(f"{number + 1} of {len(faults)}: {fault.kind}, cost {mine.costs[0]:.3f}, data sheet's {other.costs[0]:.3f}", flush=True)
+    ours.controller.close()
+    peer.controller.close()
+    return summarise(rows[: len(faults)], options, seed)
+
+
+def calibrated(work: Path | None) -> Calibrated:
+    """Return the calibrated models, from the folder if they are there."""
+    kept = None if work is None else work / "models.pt"
+    if kept is None or not kept.is_file():
+        models = calibrate(Truth(), PERIOD)
+        if kept is None:
+            return models
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(models, kept)
+    found: Calibrated = torch.load(kept, weights_only=False)
+    return found
+
+
+def summarise(rows: list[dict[str, Any]], options: Options, seed: int) -> dict[str, object]:
+    """Print and write what the episodes add up to."""
+    kinds: dict[str, dict[str, Any]] = {k: row([r for r in rows if r["fault"]["kind"] == k]) for k in EXPECTED}
+    report = {"machine": machine(), "period": PERIOD, "deadline": DEADLINE, "seed": seed, "ticks": len(rows) * EPISODE, "faults": kinds,
+              "longest": max(r["ours"]["longest"] for r in rows), "switches": sum(len(r["switches"]) for r in rows)}
+    lines = [[k, r["episodes"], r["missed"], r["outside"], r["cost"], r["peer_cost"], r["ratio"], r["worst_ratio"], r["above_allowed"],
+              r["explained"], len(r["wrong"]), "" if r["delay"] is None else r["delay"]] for k, r in kinds.items()]
+    header = ["fault", "episodes", "missed", "outside", "cost", "data sheet's", "ratio", "worst", "> 1.05", "logged", "other reasons",
+              "delay [s]"]
+    show(f"{len(rows) * EPISODE} ticks at 100 Hz, deadline 8 ms", header, lines)
+    say(f"longest tick {1e3 * report['longest']:.2f} ms, {report['switches']} switches")  # type: ignore[operator]
     if options.json is not None:
         write_json(options.json, report)
     return report
 
 
-def row(ours: Count, peer: Count) -> dict[str, object]:
+def row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one line of the result."""
-    ratios = np.array(ours.costs) / np.array(peer.costs)
-    return {"episodes": ours.episodes, "missed": ours.missed, "outside": ours.outside, "cost": float(np.mean(ours.costs)),
-            "peer_cost": float(np.mean(peer.costs)), "ratio": float(np.sum(ours.costs) / np.sum(peer.costs)),
-            "worst_ratio": float(ratios.max()), "above_allowed": int((ratios > ALLOWED).sum()), "fell": ours.fell, "peer_fell": peer.fell,
-            "peer_missed": peer.missed, "explained": ours.explained, "wrong": ours.wrong,
-            "delay": float(np.median(ours.delays)) if ours.delays else None, "longest": ours.longest, "laws": ours.laws,
-            "peer_laws": peer.laws}
+    ours, peer = [r["ours"] for r in rows], [r["peer"] for r in rows]
+    mine, other = (np.array([c["costs"][0] for c in counts]) for counts in (ours, peer))
+    total = lambda counts, name: int(sum(c[name] for c in counts))  # noqa: E731
+    delays = [d for c in ours for d in c["delays"]]
+    laws = {n: sum(c["laws"].get(n, 0) for c in ours) for c in ours for n in c["laws"]}
+    return {"episodes": len(rows), "missed": total(ours, "missed"), "outside": total(ours, "outside"), "cost": float(mine.mean()),
+            "peer_cost": float(other.mean()), "ratio": float(mine.sum() / other.sum()), "worst_ratio": float((mine / other).max()),
+            "above_allowed": int((mine > ALLOWED * other).sum()), "fell": total(ours, "fell"), "peer_fell": total(peer, "fell"),
+            "peer_missed": total(peer, "missed"), "explained": total(ours, "explained"), "wrong": [w for c in ours for w in c["wrong"]],
+            "delay": float(np.median(delays)) if delays else None, "laws": laws}
 
 
 if __name__ == "__main__":

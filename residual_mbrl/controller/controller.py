@@ -281,7 +281,8 @@ class Controller:
         expected, budget = planning.delay.expected, (1 - RESERVE) * self.deadline
         ready = expected if expected <= budget else np.ceil(expected / self.period) * self.period
         start = self._now(time) + ready + self._latency
-        state = belief.predict(self._line, self._at, start, planning.ahead(self._now(time) + self._latency) if self._serves(time) else ())
+        planned = planning.ahead(self._now(time) + self._latency, start) if self._serves(time) else ()
+        state = belief.predict(self._line, self._at, start, planned)
         if state is None:
             self.chain.doubt(law, time, Doubt(NOT_FINITE))
             return
@@ -296,8 +297,8 @@ class Controller:
             ratio = float(self._trust.intervals[plan.law].ratio(plan.spread[: self._beliefs[plan.law].entries]).max())
             if not ratio < self._options.spread:
                 doubt = Doubt(SPREAD, {"spread in half widths": ratio})
-        if asked is not None and doubt is not None:
-            self.chain.doubt(asked.law, time, doubt, 0.0 if doubt.reason == LATE else None)
+        if asked is not None and doubt is not None and doubt.reason != LATE:  # the last plan still serves, or it is seen that it does not
+            self.chain.doubt(asked.law, time, doubt)
 
     def _from_law(self, law: int, time: float, seen: bool) -> Array:
         """Return the command of a law, or of the first one after it that has one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -51,19 +50,21 @@ class CommandLine:
             end: Until when, after ``start``.
             planned: Further commands with the times at which they will take effect, after those sent.
         """
-        recent: list[Timed] = [*reversed(planned)]
+        recent = [entry for entry in reversed(planned) if entry[0] < end]
         for entry in reversed(self._line):
-            recent.append(entry)
-            if entry[0] <= start:
-                break
-        recent.reverse()
-        if len(recent) == 1 or recent[1][0] >= end:
+            if entry[0] < end:
+                recent.append(entry)
+                if entry[0] <= start:
+                    break
+        if not recent:  # sent for later, all of them, and older ones forgotten
+            return self._line[0][1]
+        if len(recent) == 1:
             return recent[0][1]
-        total: Array = np.zeros_like(recent[0][1])
-        for (begin, command), (until, _) in pairwise([*recent, (np.inf, recent[-1][1])]):
-            total += max(0.0, min(until, end) - max(begin, start)) * command
-        # a line shorter than the interval: what is oldest has long been there
-        return (total + max(0.0, min(recent[0][0], end) - start) * recent[0][1]) / (end - start)
+        total, until = np.zeros_like(recent[0][1]), end
+        for begin, command in recent:  # from the latest to what is in effect at the start
+            total += (until - max(begin, start)) * command
+            until = max(begin, start)
+        return np.asarray((total + (until - start) * recent[-1][1]) / (end - start))
 
     def steps(self, start: float, end: float, dt: float, planned: Sequence[Timed] = ()) -> Array:
         """Return the mean commands of each step of ``dt`` seconds from start until end is reached, shape [n, nu]."""

@@ -147,13 +147,13 @@ class Planning:
         correction = np.asarray((plan.gains[index] @ apart).numpy(), dtype=np.float64)
         return np.asarray(command + correction) if np.isfinite(correction).all() else command
 
-    def ahead(self, time: float) -> list[Timed]:
-        """Return the commands that the plan in use has from a time on, with their times."""
+    def ahead(self, time: float, until: float) -> list[Timed]:
+        """Return the commands that the plan in use has between two times, with those at which they begin."""
         if self.plan is None:
             return []
-        dt, start = self.plan.plan.dt, self.plan.start
-        first = max(0, int((time - start) / dt))
-        return [(max(start + i * dt, time), self.plan.actions[i]) for i in range(first, len(self.plan.actions))]
+        dt, start, most = self.plan.plan.dt, self.plan.start, len(self.plan.actions)
+        first, last = max(0, int((time - start) / dt)), int((until - start) / dt) + 1
+        return [(max(start + i * dt, time), self.plan.actions[i]) for i in range(first, min(last, most))]
 
 
 PATIENCE = 600.0
