@@ -189,6 +189,6 @@ def corrected(identified: ResidualDynamics, windows: Windows, seed: int) -> Resi
     learned = Unstructured(nv=2, features=features, bound=8.0, hidden=(32, 32), seed=seed)
     start = Model(dynamics=identified.with_residuals([learned]), sensor=sensor(identified))
     every = windows.log == int(windows.log.max())
-    options = FitOptions(method="adam", horizons=(8,), rounds=4, iterations=100, learning_rate=8e-3, ridge=0.002, parameters=False,
+    options = FitOptions(method="adam", horizons=(8,), rounds=3, iterations=60, learning_rate=1e-2, ridge=0.002, parameters=False,
                          patience=3)
     return fit(start, windows.take(~every), windows.take(every), options).model.dynamics

@@ -11,9 +11,10 @@ episodes of ten seconds one fault is injected:
 - far away: the reference moves the cart 2.5 m away and back, twice as far as any log goes.
 
 The clock is simulated: it goes on with the CPU seconds of this thread, which other programs do not lengthen, and a plan counts with
-the seconds that its computation took, times the slowdown. Beside it the same controller runs with the data sheet's model alone, through
-the same episodes and the same faults of clock, observation and plant (its model has no weights to break): "cost" below is the ratio
-of the two, each summed from the fault to the end of its episode.
+the seconds that its computation took, times the slowdown. Beside it the same controller runs with the model without its residual
+("identified"), and with the data sheet's model, through the same episodes and the same faults of clock, observation and plant; there
+are no weights to break in them. Costs are summed from the fault to the end of its episode. What is asked for is that the learned part
+never makes the loop more than 5 % worse than the model without it.
 
     python benchmarks/faults.py --options.json benchmarks/results/faults.json --work /tmp/faults
 """
@@ -22,8 +23,10 @@ from __future__ import annotations
 
 import copy
 import json
+import time as clock
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ from residual_mbrl.files import write_json
 from residual_mbrl.planners.ilqr import ILQR, ILQROptions
 from residual_mbrl.planners.limits import Limits
 from residual_mbrl.planners.plan import Plan
+from residual_mbrl.residuals.networks import Perceptron
 
 Array = NDArray[np.float64]
 
@@ -56,7 +60,7 @@ LIMITS = Limits(action_lower=-15.0, action_upper=15.0, action_rate=600.0)
 STATE, ACTION, TERMINAL = np.array([10.0, 10.0, 0.5, 0.5]), np.array([0.01]), np.array([300.0, 1000.0, 100.0, 100.0])
 SOLVES = ("slow", "stalled")
 ALLOWED = 1.05
-"""Of the cost under the data sheet's model."""
+"""Of the cost under the model without its residual."""
 
 EXPECTED: Mapping[str, frozenset[str]] = {
     "none": frozenset(), "slow": frozenset({LATE}), "stalled": frozenset({LATE}),
@@ -153,13 +157,15 @@ class Injector:
     def begin(self, kind: str) -> None:
         """Put in what lasts."""
         self._worker.slowdown = {"slow": 10.0, "stalled": 300.0}.get(kind, 1.0)
-        weights = list(self._dynamics.parameters())
         with torch.no_grad():
-            if kind == "nan weights" and weights:
-                weights[0].fill_(float("nan"))
-            elif kind == "wrong sign":
-                for weight in weights[-2:]:  # of the last layer, whose outputs go through an odd function
-                    weight.neg_()
+            for residual in self._dynamics.corrections:
+                network = residual.network
+                assert isinstance(network, Perceptron)
+                if kind == "nan weights":
+                    network.weights[0].fill_(float("nan"))
+                elif kind == "wrong sign":  # the last layer's outputs go through an odd function
+                    network.weights[-1].neg_()
+                    network.biases[-1].neg_()
 
     def observe(self, kind: str, seen: Array, since: int) -> Array:
         """Return what is observed so many ticks after the fault began: every fifth of a second a fifth of a second of it."""
@@ -239,32 +245,37 @@ def schedule(episodes: int, seed: int) -> list[Fault]:
     return [Fault(kinds[i % len(kinds)], int(rng.integers(200, 400)), int(rng.integers(100, 300))) for i in range(episodes)]
 
 
-def main(options: Options, seed: int = 1, work: Path | None = None) -> dict[str, object]:
+def main(options: Options, seed: int = 1, work: Path | None = None, minutes: float = np.inf) -> dict[str, object]:
     """Run the benchmark.
 
     Args:
         options: As of all benchmarks.
         seed: Of plants and faults.
         work: Folder for the calibrated models and the episodes done, from which a run that was stopped goes on.
+        minutes: When to stop and report what is done.
     """
+    until = clock.monotonic() + 60 * minutes
     torch.set_num_threads(1)
     models = calibrated(work)
     learned = copy.deepcopy(models.calibrated)
-    ours = Bench(lambda *given: make_controller({"calibrated": learned, "identified": models.identified}, models, *given), learned)
-    peer = Bench(lambda *given: make_controller({"data sheet": models.nominal}, models, *given), models.nominal)
+    chains = {"ours": {"calibrated": learned, "identified": models.identified}, "identified": {"identified": models.identified},
+              "data sheet": {"data sheet": models.nominal}}
+    benches = {n: Bench(partial(make_controller, chain, models), learned if n == "ours" else models.nominal) for n, chain in chains.items()}
     faults, done = schedule(9 if options.quick else 100, seed), Path("" if work is None else work / f"episodes_{seed}.jsonl")
     rows = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
     for number, fault in enumerate(faults):
-        if number < len(rows):
+        if number < len(rows) or clock.monotonic() > until:
             continue
-        (mine, switches), (other, _) = ours.run(number, fault, seed), peer.run(number, fault, seed)
-        rows.append({"fault": asdict(fault), "ours": asdict(mine), "peer": asdict(other), "switches": [s.to_json() for s in switches]})
+        seen = {n: bench.run(number, fault, seed) for n, bench in benches.items()}
+        rows.append({"fault": asdict(fault), **{n: asdict(count) for n, (count, _) in seen.items()},
+                     "switches": [s.to_json() for s in seen["ours"][1]]})
         if work is not None:
             with done.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-        print(f"{number + 1} of {len(faults)}: {fault.kind}, cost {mine.costs[0]:.3f}, data sheet's {other.costs[0]:.3f}", flush=True)
-    ours.controller.close()
-    peer.controller.close()
+        print(f"{number + 1} of {len(faults)}: {fault.kind}, cost " + ", ".join(f"{n} {c.costs[0]:.3f}" for n, (c, _) in seen.items()),
+              flush=True)
+    for bench in benches.values():
+        bench.controller.close()
     return summarise(rows[: len(faults)], options, seed)
 
 
@@ -286,10 +297,11 @@ def summarise(rows: list[dict[str, Any]], options: Options, seed: int) -> dict[s
     kinds: dict[str, dict[str, Any]] = {k: row([r for r in rows if r["fault"]["kind"] == k]) for k in EXPECTED}
     report = {"machine": machine(), "period": PERIOD, "deadline": DEADLINE, "seed": seed, "ticks": len(rows) * EPISODE, "faults": kinds,
               "longest": max(r["ours"]["longest"] for r in rows), "switches": sum(len(r["switches"]) for r in rows)}
-    lines = [[k, r["episodes"], r["missed"], r["outside"], r["cost"], r["peer_cost"], r["ratio"], r["worst_ratio"], r["above_allowed"],
-              r["explained"], len(r["wrong"]), "" if r["delay"] is None else r["delay"]] for k, r in kinds.items()]
-    header = ["fault", "episodes", "missed", "outside", "cost", "data sheet's", "ratio", "worst", "> 1.05", "logged", "other reasons",
-              "delay [s]"]
+    lines = [[k, r["episodes"], r["missed"], r["outside"], r["cost"], r["identified"]["ratio"], r["identified"]["worst"],
+              r["identified"]["above"], r["data sheet"]["ratio"], r["data sheet"]["above"], r["explained"], len(r["wrong"]),
+              "" if r["delay"] is None else r["delay"]] for k, r in kinds.items() if r]
+    header = ["fault", "episodes", "missed", "outside", "cost", "/ identified", "worst", "> 1.05", "/ data sheet", "> 1.05", "logged",
+              "other reasons", "delay [s]"]
     show(f"{len(rows) * EPISODE} ticks at 100 Hz, deadline 8 ms", header, lines)
     say(f"longest tick {1e3 * report['longest']:.2f} ms, {report['switches']} switches")  # type: ignore[operator]
     if options.json is not None:
@@ -298,17 +310,22 @@ def summarise(rows: list[dict[str, Any]], options: Options, seed: int) -> dict[s
 
 
 def row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one line of the result."""
-    ours, peer = [r["ours"] for r in rows], [r["peer"] for r in rows]
-    mine, other = (np.array([c["costs"][0] for c in counts]) for counts in (ours, peer))
-    total = lambda counts, name: int(sum(c[name] for c in counts))  # noqa: E731
+    """Return what the episodes of one kind of fault add up to; nothing without any."""
+    if not rows:
+        return {}
+    ours = [r["ours"] for r in rows]
+    mine = np.array([c["costs"][0] for c in ours])
     delays = [d for c in ours for d in c["delays"]]
-    laws = {n: sum(c["laws"].get(n, 0) for c in ours) for c in ours for n in c["laws"]}
-    return {"episodes": len(rows), "missed": total(ours, "missed"), "outside": total(ours, "outside"), "cost": float(mine.mean()),
-            "peer_cost": float(other.mean()), "ratio": float(mine.sum() / other.sum()), "worst_ratio": float((mine / other).max()),
-            "above_allowed": int((mine > ALLOWED * other).sum()), "fell": total(ours, "fell"), "peer_fell": total(peer, "fell"),
-            "peer_missed": total(peer, "missed"), "explained": total(ours, "explained"), "wrong": [w for c in ours for w in c["wrong"]],
-            "delay": float(np.median(delays)) if delays else None, "laws": laws}
+    found: dict[str, Any] = {n: int(sum(c[n] for c in ours)) for n in ("episodes", "missed", "outside", "fell", "explained")}
+    found |= {"cost": float(mine.mean()), "wrong": [w for c in ours for w in c["wrong"]],
+              "delay": float(np.median(delays)) if delays else None,
+              "laws": {n: sum(c["laws"].get(n, 0) for c in ours) for c in ours for n in c["laws"]}}
+    for peer in ("identified", "data sheet"):
+        other = np.array([r[peer]["costs"][0] for r in rows])
+        found[peer] = {"cost": float(other.mean()), "ratio": float(mine.sum() / other.sum()), "worst": float((mine / other).max()),
+                       "above": int((mine > ALLOWED * other).sum()), "fell": int(sum(r[peer]["fell"] for r in rows)),
+                       "missed": int(sum(r[peer]["missed"] for r in rows))}
+    return found
 
 
 if __name__ == "__main__":

@@ -48,11 +48,11 @@ class Truth:
 
 
 def drawn(seed: int) -> Truth:
-    """Return a plant of its own for a seed: motors five times slower than in the data sheet, drag, 5 % less thrust."""
+    """Return a plant of its own for a seed: motors three times slower than in the data sheet, drag, 5 % less thrust."""
     rng = np.random.default_rng(20_000 + seed)
     vary = lambda x: float(x * rng.uniform(0.85, 1.15))  # noqa: E731
-    values = {"motor_lag": vary(0.025), "drag_x": vary(0.025), "drag_y": vary(0.03), "drag_z": vary(0.015), "drag_rotor": vary(0.002),
-              "drag_quadratic": vary(0.003), "inertia_xx": vary(2.8e-5), "inertia_yy": vary(2.6e-5), "inertia_zz": vary(5e-6),
+    values = {"motor_lag": vary(0.015), "drag_x": vary(0.025), "drag_y": vary(0.03), "drag_z": vary(0.015), "drag_rotor": vary(0.002),
+              "drag_quadratic": vary(0.003), "inertia_xx": vary(2.8e-5), "inertia_yy": vary(2.6e-5), "inertia_zz": vary(1.4e-5),
               "drag_torque": vary(2e-4), **{f"thrust{i}": 0.0372 * float(rng.uniform(0.92, 0.98)) for i in (1, 2, 3, 4)}}
     return Truth({**SHEET, **values})
 
@@ -165,5 +165,6 @@ def calibrate(truth: Truth, dt: float, seed: int = 0, seconds: float = 60.0) -> 
     nominal = baseline(dt)
     columns = tuple(Column(name=n, source=n, noise=s) for n, s in zip(nominal.space.state_names, NOISE, strict=True))
     windows = cut_windows(logs[:5], dt, horizon=round(0.2 / dt))
-    found = identify(nominal, Sensor(space=nominal.space, columns=columns), windows, IdentifyOptions(free=FREE, candidates=1, starts=1, horizons=(2, 4)))
+    sensor, options = Sensor(space=nominal.space, columns=columns), IdentifyOptions(free=FREE, candidates=1, starts=1, horizons=(2, 4))
+    found = identify(nominal, sensor, windows, options)
     return Calibrated(nominal, found.dynamics, found.dynamics, logs[5])

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from residual_mbrl.controller.belief import Belief
 from residual_mbrl.controller.bounds import Bounds
 from residual_mbrl.controller.chain import IN_TIME, SEEN, Chain, Doubt
 from residual_mbrl.controller.checks import check_chain
 from residual_mbrl.controller.delay import CommandLine
-from residual_mbrl.controller.interval import Interval
 from residual_mbrl.controller.law import Law
 from residual_mbrl.controller.level import Level
 from residual_mbrl.controller.log import Subject, Switch, SwitchLog
+from residual_mbrl.controller.perception import Estimator, Perception
 from residual_mbrl.controller.planning import LATE, PATIENCE, Planning, warm_up
-from residual_mbrl.controller.trust import NOT_FINITE, SPREAD, Trust, TrustOptions
-from residual_mbrl.controller.watch import Watch, WatchOptions
+from residual_mbrl.controller.trust import NOT_FINITE, SPREAD, TrustOptions
+from residual_mbrl.controller.watch import WatchOptions
 from residual_mbrl.controller.worker import Background, Clock, Worker
 from residual_mbrl.costs import Cost
 from residual_mbrl.planners.base import Planner, neutral_state
@@ -33,19 +31,6 @@ Array = NDArray[np.float64]
 LOST, FAULT, LAW = "observation lost", "exception in the loop", "law not finite"
 RESERVE = 0.2
 """Share of the deadline that is kept for what comes after the plan."""
-
-
-class Estimator(Protocol):
-    """Makes a state of what is observed."""
-
-    def update(self, observation: Array, predicted: Array, time: float) -> Array:
-        """Return the baseline's state, shape [nx].
-
-        Args:
-            observation: Shape [n], finite.
-            predicted: State that the model in use expected for now, shape [nx].
-            time: When it was measured [s].
-        """
 
 
 class Tick(NamedTuple):
@@ -118,21 +103,18 @@ class Controller:
         if rest.shape != (space.nx - size,):
             raise ValueError(f"Controller: unseen must have shape [{space.nx - size}], received {list(rest.shape)}")
         self.bounds = Bounds(limits or self.levels[0].planner.limits, space.nu, period)
-        safe = self.laws[-1].command(torch.from_numpy(np.zeros(space.nx))).numpy() if first is None else np.asarray(first, np.float64)
+        self._safe = np.asarray(self.laws[-1].command(neutral_state(space)).numpy(), np.float64)
+        safe = self._safe if first is None else np.asarray(first, np.float64)
         if safe.shape != (space.nu,) or not self.bounds.holds(safe):
             raise ValueError(f"Controller: the first command must be [{space.nu}] within the limits, received {safe.tolist()}")
         self.log, self.last = SwitchLog(), Tick(-np.inf, names[-1], False, 0.0, np.nan, np.nan)
-        options = trust or TrustOptions()
-        self._trust = Trust([(level.interval or Interval()).copy() for level in self.levels], options)
-        self.chain = Chain(names, options.dwell, self.log)
-        self._options, self._watching, self._latency = options, watch or WatchOptions(), latency
-        self._watch, self._estimator, self._cost = Watch(size, period, self._watching), estimator, cost
-        self._beliefs = [Belief(level.dynamics, size, rest) for level in self.levels]
+        self._trust, self._watching, self._latency, self._cost = trust or TrustOptions(), watch or WatchOptions(), latency, cost
+        self.chain = Chain(names, self._trust.dwell, self.log)
+        self._perception = Perception(self.levels, size, rest, period, self._trust, self._watching, estimator)
         self._line = CommandLine(safe, latency)
         self._worker, self._clock = worker or Background(clock), clock
         self._planning = Planning(self._worker, self._warm_up(safe), follow, period)
         self._sources: dict[Subject, str] = {"state": "measured", "plan": "every tick"}
-        self._at, self._lost = -np.inf, 0.0
         self._begun = 0.0
 
     def act(self, observation: object, time: float, stamp: float | None = None) -> Array:
@@ -146,10 +128,9 @@ class Controller:
         self._begun = self._clock()
         try:
             with torch.no_grad():
-                command = self._command(observation, time, time if stamp is None else stamp)
+                kept = self.bounds.keep(self._command(observation, time, time if stamp is None else stamp), self._line.last)
         except Exception as error:  # a loop that ends is worse than any command
-            command = self._rescue(time, error)
-        kept = self.bounds.keep(command, self._line.last)
+            kept = self.bounds.keep(self._rescue(time, error), self._line.last)
         self._line.send(self._now(time), kept)
         self.last = self.last._replace(time=time, seconds=self._clock() - self._begun)
         return kept.copy()
@@ -160,8 +141,8 @@ class Controller:
         state = neutral_state(space)
         cost = None if self._cost is None else self._cost(0.0)
         with torch.no_grad():
-            for level, belief in zip(self.levels, self._beliefs, strict=True):
-                belief.start(state.numpy()[: self._watch.size], command)
+            for level, belief in zip(self.levels, self._perception.beliefs, strict=True):
+                belief.start(state.numpy()[: self._perception.size], command)
                 for seconds_ahead in (1.0, 1.5, 2.0):
                     belief.predict(self._line, 0.0, seconds_ahead * self.period)
                 seconds = max(seconds, warm_up(self._worker, self._clock() + PATIENCE, level, belief.state, cost, command,
@@ -180,63 +161,19 @@ class Controller:
         return time + self._clock() - self._begun
 
     def _command(self, observation: object, time: float, stamp: float) -> Array:
-        if not 0 <= stamp - self._at <= self._watching.coast:
-            self._restart(observation, stamp)
-        predicted = [b.predict(self._line, self._at, stamp) for b in self._beliefs]
-        seen, doubt = self._watch.judge(observation, time - stamp, lambda y: self._distance(y, predicted),
-                                        lambda before: self._follows(before, observation, stamp))
+        perception = self._perception
+        if not 0 <= stamp - perception.at <= self._watching.coast:
+            perception.restart(observation, stamp, self._line)
+            self._planning.forget()
+        doubt, doubts = perception.look(observation, time, stamp, self._line)
         self._note("state", "measured" if doubt is None else "predicted", time, doubt or Doubt(SEEN))
-        self._update(predicted, seen, stamp, time)
-        self._at, self._lost = stamp, 0.0 if seen is not None else self._lost + self.period
-        if self._lost > self._watching.coast:
+        for law, found in enumerate(doubts):
+            if found is not None:
+                self.chain.doubt(law, time, found)
+        if perception.lost > self._watching.coast:
             for law in range(len(self.chain.names) - 1):
-                self.chain.doubt(law, time, Doubt(LOST, {"seconds": self._lost, "last": "" if doubt is None else doubt.reason}), 0.0)
-        law = self._plan(time)
-        return self._from_law(law, time, seen is not None)
-
-    def _restart(self, observation: object, stamp: float) -> None:
-        """Begin anew from an observation: at the first tick, and after a gap in time."""
-        self._watch = Watch(self._watch.size, self.period, self._watching)
-        seen, _ = self._watch.read(observation, 0.0)
-        for belief in self._beliefs:
-            belief.state = None
-            if seen is not None:
-                belief.start(seen, self._line.last)
-        self._at = stamp
-        self._planning.forget()
-
-    def _distance(self, seen: Array, predicted: list[Tensor | None]) -> float:
-        errors = [None if p is None else b.error(seen, p) for b, p in zip(self._beliefs, predicted, strict=True)]
-        found = min(self._trust.ratios(errors))
-        return found if np.isfinite(found) else 0.0  # nothing to compare with
-
-    def _follows(self, before: Array, observation: object, stamp: float) -> float:
-        """Return how far an observation is from where the one before would have led, in half widths."""
-        seen = np.asarray(observation, np.float64).reshape(-1)
-        predicted = []
-        for belief in self._beliefs:
-            known, belief.state = belief.state, None if belief.state is None else torch.cat(
-                [torch.from_numpy(before), belief.state[len(before) :]])
-            predicted.append(belief.predict(self._line, self._at, stamp))
-            belief.state = known
-        return self._distance(seen, predicted)
-
-    def _update(self, predicted: list[Tensor | None], seen: Array | None, stamp: float, time: float) -> None:
-        """Correct every belief, and judge the models where one observation follows another."""
-        if seen is not None and self._estimator is not None:
-            current = next((p for p in (predicted[min(self.chain.current, len(predicted) - 1)], *predicted) if p is not None), None)
-            if current is not None:
-                seen = np.asarray(self._estimator.update(seen, current.numpy(), stamp), np.float64)[: self._watch.size]
-        doubts: list[Doubt | None] = [None if p is not None else Doubt(NOT_FINITE) for p in predicted]
-        if seen is not None and self._lost == 0.0 and stamp - self._at > 0:
-            doubts = self._trust.judge([None if p is None else b.error(seen, p) for b, p in zip(self._beliefs, predicted, strict=True)])
-        for law, (belief, prediction, doubt) in enumerate(zip(self._beliefs, predicted, doubts, strict=True)):
-            if doubt is not None:
-                self.chain.doubt(law, time, doubt)
-            if prediction is not None:
-                belief.correct(prediction, seen)
-            elif seen is not None:
-                belief.start(seen, self._line.last)
+                self.chain.doubt(law, time, Doubt(LOST, {"seconds": perception.lost, "last": "" if doubt is None else doubt.reason}), 0.0)
+        return self._from_law(self._plan(time), time, doubt is None)
 
     def _note(self, subject: Subject, target: str, time: float, doubt: Doubt) -> None:
         """Enter a change of where states or plans come from in the log."""
@@ -277,25 +214,25 @@ class Controller:
         return served and plan is not None and self.chain.trusts(plan.law, time)
 
     def _ask(self, law: int, time: float) -> None:
-        level, belief, planning = self.levels[law], self._beliefs[law], self._planning
+        level, belief, planning = self.levels[law], self._perception.beliefs[law], self._planning
         expected, budget = planning.delay.expected, (1 - RESERVE) * self.deadline
         ready = expected if expected <= budget else np.ceil(expected / self.period) * self.period
         start = self._now(time) + ready + self._latency
         planned = planning.ahead(self._now(time) + self._latency, start) if self._serves(time) else ()
-        state = belief.predict(self._line, self._at, start, planned)
+        state = belief.predict(self._line, self._perception.at, start, planned)
         if state is None:
             self.chain.doubt(law, time, Doubt(NOT_FINITE))
             return
         cost = None if self._cost is None else self._cost(start)
         left = self._begun + budget - self._clock()
-        planning.ask(law, level, state, start, self._at, cost, self._line.mean(start - self.period, start), left)
+        planning.ask(law, level, state, start, self._perception.at, cost, self._line.mean(start - self.period, start), left)
 
     def _collect(self, until: float, time: float) -> None:
         asked = self._planning.asked
         plan, doubt = self._planning.collect(until)
         if plan is not None and plan.spread is not None:
-            ratio = float(self._trust.intervals[plan.law].ratio(plan.spread[: self._beliefs[plan.law].entries]).max())
-            if not ratio < self._options.spread:
+            ratio = self._perception.spread(plan.law, plan.spread)
+            if not ratio < self._trust.spread:
                 doubt = Doubt(SPREAD, {"spread in half widths": ratio})
         if asked is not None and doubt is not None and doubt.reason != LATE:  # the last plan still serves, or it is seen that it does not
             self.chain.doubt(asked.law, time, doubt)
@@ -307,17 +244,15 @@ class Controller:
         if law < len(self.levels) and plan is not None:
             state = None
             if plan.plan.gains is not None and effect - plan.start > 0.5 * self.period:
-                state = self._beliefs[plan.law].predict(self._line, self._at, effect)
+                state = self._perception.beliefs[plan.law].predict(self._line, self._perception.at, effect)
             command = self._planning.command(effect, self.levels[plan.law], state)
             if np.isfinite(command).all():
                 self.last = self.last._replace(law=self.chain.names[law], seen=seen, solve=plan.seconds, age=effect - plan.start)
                 return command
-        state = next((s for b in reversed(self._beliefs) if (s := b.predict(self._line, self._at, effect)) is not None), None)
-        cost = None if self._cost is None else self._cost(effect)
-        for i in range(max(law - len(self.levels), 0), len(self.laws)):
-            known = torch.zeros(self._beliefs[0].dynamics.space.nx, dtype=torch.float64) if state is None else state
-            if state is None and i < len(self.laws) - 1:
-                continue
+        state, cost = self._perception.ahead(self._line, effect), None if self._cost is None else self._cost(effect)
+        first = max(law - len(self.levels), 0) if state is not None else len(self.laws) - 1
+        known = neutral_state(self.levels[0].dynamics.space) if state is None else state
+        for i in range(first, len(self.laws)):
             command = self.laws[i].command(known, cost).numpy()
             if np.isfinite(command).all():
                 self.last = self.last._replace(law=self.chain.names[len(self.levels) + i], seen=seen, solve=np.nan, age=np.nan)
@@ -331,4 +266,4 @@ class Controller:
             self.chain.doubt(law, time, Doubt(FAULT, {"exception": f"{type(error).__name__}: {error}"}))
         self.chain.choose(time)
         self.last = self.last._replace(law=self.chain.names[-1], seen=False, solve=np.nan, age=np.nan)
-        return self.laws[-1].command(torch.zeros(self._beliefs[0].dynamics.space.nx, dtype=torch.float64)).numpy()
+        return self._safe

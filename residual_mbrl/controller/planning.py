@@ -138,14 +138,14 @@ class Planning:
         assert self.plan is not None  # noqa: S101  # for mypy: it serves
         plan, age = self.plan.plan, max(0.0, (time - self.plan.start) / self.plan.plan.dt)
         index = min(int(age + 0.5 * min(1.0, self._period / plan.dt)), len(self.plan.actions) - 1)
-        command = self.plan.actions[index]
+        command: Array = self.plan.actions[index]
         if state is None or plan.gains is None or plan.states is None:
             return command
         space = level.planner.dynamics.space
         here, after = plan.states[index], plan.states[index + 1]
         apart = space.difference(state.to(here), here) - (age - index) * space.difference(after, here)
         correction = np.asarray((plan.gains[index] @ apart).numpy(), dtype=np.float64)
-        return np.asarray(command + correction) if np.isfinite(correction).all() else command
+        return command + correction if np.isfinite(correction).all() else command
 
     def ahead(self, time: float, until: float) -> list[Timed]:
         """Return the commands that the plan in use has between two times, with those at which they begin."""
