@@ -111,7 +111,8 @@ class Loop:
         for k in range(ticks):
             self.clock.set(self.time)
             seen = self.state.numpy() + 2e-4 * self.rng.standard_normal(4)
-            command = self.controller.act(see(seen, k), self.time)
+            given = see(seen, k)
+            command = self.controller.act(*given) if isinstance(given, tuple) else self.controller.act(given, self.time)
             late = self.clock() - self.time
             mean = (late * before + (PERIOD - late) * command) / PERIOD
             with torch.no_grad():

@@ -218,6 +218,36 @@ def test_latency_of_the_plant_is_planned_for() -> None:
     assert cost_of(0.1) < 0.5 * cost_of(0.0)
 
 
+def test_sensor_at_half_the_rate_is_not_frozen_where_it_stamps_its_data() -> None:
+    """The same observation with the same stamp is no news, and no reason for a switch; the pole comes up all the same."""
+    loop, held = Loop([level(baseline(), "model")], baseline()), []
+
+    def see(x, k):
+        if k % 2 == 0:
+            held[:] = [x, loop.time]
+        return held[0], loop.time, held[1]
+
+    assert loop.run(300, see) == []
+    assert np.abs(loop.states[-1] - UP).max() < 0.05
+    kept(loop)
+
+
+def test_estimator_makes_states_of_observations() -> None:
+    """What it returns is where plans begin; it is given the observation and what the model expected."""
+    class Halfway:
+        seen = 0
+
+        def update(self, observation, predicted, time):
+            self.seen += 1
+            return 0.5 * (observation + predicted[:4])
+
+    estimator = Halfway()
+    loop = Loop([level(baseline(), "model")], baseline(), estimator=estimator)
+    assert loop.run(200) == []
+    assert estimator.seen == 200
+    assert np.abs(loop.states[-1] - UP).max() < 0.05
+
+
 def test_log_is_json_lines(tmp_path) -> None:
     """Each switch is one line with time, from, to, reason and evidence."""
     loop = Loop([level(baseline(), "model")], baseline())

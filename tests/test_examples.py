@@ -118,3 +118,12 @@ def test_10_fuses_a_users_equations() -> None:
     outcome = example("10_fuse_your_own_system")
     assert outcome["error"] < 1e-5
     assert outcome["ratio"] > 5
+
+
+def test_12_controls_a_plant_in_another_process(tmp_path: Path) -> None:
+    """The loop runs its time, what was sent as NaN is in its log, and log and figure are written."""
+    outcome = example("12_control_a_separate_process", {"out": tmp_path}, seconds=3.0, learning=3.0)
+    assert outcome["ticks"] == 151
+    assert "observation not finite" in outcome["reasons"]
+    assert (tmp_path / "loop.png").is_file()
+    assert len((tmp_path / "switches.jsonl").read_text().splitlines()) == len(outcome["reasons"])

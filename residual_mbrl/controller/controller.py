@@ -162,6 +162,8 @@ class Controller:
 
     def _command(self, observation: object, time: float, stamp: float) -> Array:
         perception = self._perception
+        if perception.at - self.period < stamp < perception.at:
+            stamp = perception.at  # a little older than what a prediction stood for
         if not 0 <= stamp - perception.at <= self._watching.coast:
             perception.restart(observation, stamp, self._line)
             self._planning.forget()
