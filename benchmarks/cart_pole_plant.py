@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from residual_mbrl.baselines import Parameter, Parameters, Values
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fitting import FitOptions, fit
 from residual_mbrl.identification import IdentifyOptions, identify
 from residual_mbrl.model import Model
-from residual_mbrl.physics.cartpole import CartPole
-from residual_mbrl.physics.mujoco_simulator import MujocoSimulator
+from residual_mbrl.physics.cartpole import PARAMETERS, CartPole
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.residuals import Feature, Unstructured
 from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.trajectories import Trajectory
@@ -112,9 +116,49 @@ def baseline(dt: float) -> ResidualDynamics:
     return ResidualDynamics(CartPole(dt=dt, substeps=2))
 
 
+KNOWN = Parameters(*PARAMETERS, Parameter(name="cable", nominal=0.0, lower=0.0, upper=50.0, unit="N/m"),
+                   Parameter(name="rest", nominal=0.0, lower=-2.0, upper=2.0, unit="m"),
+                   Parameter(name="dry", nominal=0.0, lower=0.0, upper=50.0, unit="N"))
+
+
+class CartPoleOnCable(CartPole):
+    """The cart-pole with what the plant has besides: a cable that pulls the cart, and dry friction of the rail."""
+
+    def smooth_force(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
+        """Return all forces but friction [N, N·m], shape [*batch, 2]."""
+        pull = -p["cable"] * (q[..., 0] - p["rest"])
+        return super().smooth_force(q, v, u, p) + torch.stack([pull, torch.zeros_like(pull)], -1)
+
+    def frictionloss(self, q: Tensor, v: Tensor, u: Tensor, p: Values) -> Tensor:
+        """Return the dry-friction limits, shape [*batch, 2]."""
+        limit = p["dry"] + torch.zeros_like(q[..., 0])
+        return torch.stack([limit, torch.zeros_like(limit)], -1)
+
+    def warp_terms(self) -> WarpTerms:
+        """Return the same terms as Warp functions."""
+        import warp as wp  # noqa: PLC0415  # half a second that only fused rollouts need
+
+        known, v2, index = super().warp_terms(), wp.types.vector(length=2, dtype=wp.float32), self.parameters.names.index
+        other, cable, rest, dry = known.force, index("cable"), index("rest"), index("dry")
+
+        @wp.func
+        def force(q: Any, v: Any, u: Any, p: Any) -> Any:
+            f = other(q, v, u, p)
+            return v2(f[0] - p[cable] * (q[0] - p[rest]), f[1])
+
+        @wp.func
+        def friction(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return v2(p[dry], 0.0)
+
+        return known._replace(force=force, friction=friction, friction_parameters=("dry",))
+
+
 def true_model(truth: Truth, dt: float) -> ResidualDynamics:
-    """Return the model that knows everything, with the engine's step at a fifth of the control's."""
-    return ResidualDynamics(MujocoSimulator(truth.model(dt / 5), dt=dt, threads=1))
+    """Return the equations that know everything; forces per command, as the gear is not a parameter of them."""
+    t = {n: x / truth.gear for n, x in vars(truth).items()}
+    values = {"cart_mass": t["cart"], "pole_mass": t["pole"], "pole_inertia": t["inertia"], "length": truth.length,
+              "cart_viscous": t["rail"], "pole_viscous": t["hinge"], "cable": t["cable"], "rest": truth.rest, "dry": t["dry"]}
+    return ResidualDynamics(CartPoleOnCable(KNOWN, dt=dt, substeps=4), values=values)
 
 
 def sensor(dynamics: ResidualDynamics) -> Sensor:
