@@ -200,6 +200,22 @@ def test_exceptions_stay_inside() -> None:
     assert loop.laws[-1] == "Hold"
 
 
+def test_any_sequence_of_rubbish_keeps_ticks_and_limits() -> None:
+    """Whatever comes in, in whatever order and at whatever pace of plans, a command inside the limits comes out in time."""
+    loop, rng = chain(), np.random.default_rng(5)
+    rubbish = [lambda x: x, lambda x: np.full(4, np.nan), lambda x: None, lambda x: x[:2], lambda x: "x", lambda x: x * 1e300, lambda x: -x,
+               lambda x: np.zeros((2, 2)), lambda x: [], lambda x: x + rng.standard_normal(4), lambda x: np.full(4, -np.inf), lambda x: {}]
+
+    def see(x, k):
+        loop.worker.seconds = float(rng.choice([0.001, 0.006, 0.03, 1.0]))
+        time = loop.time + float(rng.choice([0.0, 0.0, -0.5, 0.02, 3.0]))
+        return rubbish[rng.integers(len(rubbish))](x), time, time - float(rng.choice([0.0, 0.003, 0.2, -0.1]))
+
+    loop.run(200, see)
+    assert not {e.reason for e in loop.controller.log} & {"exception in the loop"}
+    kept(loop)
+
+
 def test_latency_of_the_plant_is_planned_for() -> None:
     """Commands that take a tenth of a second to arrive: the loop that knows balances better than the one that does not."""
     def cost_of(latency: float) -> float:
@@ -228,6 +244,16 @@ def test_sensor_at_half_the_rate_is_not_frozen_where_it_stamps_its_data() -> Non
         return held[0], loop.time, held[1]
 
     assert loop.run(300, see) == []
+    assert np.abs(loop.states[-1] - UP).max() < 0.05
+    kept(loop)
+
+
+def test_planner_with_longer_steps_needs_a_model_at_the_rate_of_the_loop() -> None:
+    """Plans of 20 ms steps serve a loop of 10 ms, each action for two ticks, while a model of 10 ms predicts."""
+    slow = baseline(dt=2 * PERIOD)
+    coarse = Level(planner=Regulated(slow, cost(slow), steps=10, limits=LIMITS), model=baseline(), name="coarse", interval=Interval(WIDTHS))
+    loop = Loop([coarse], baseline())
+    assert loop.run(300) == []
     assert np.abs(loop.states[-1] - UP).max() < 0.05
     kept(loop)
 
