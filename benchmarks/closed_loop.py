@@ -5,6 +5,8 @@ usual), is calibrated on 60 s of its own noisy data, and is then controlled from
 some iterations a tick, its delay not counted; it is the same for all three models, as are cost, horizon, limits, noise and starts.
 
 - cart-pole: swing-up with a heavier cart and pole, dry and viscous friction, a cable that pulls back, and less force than commanded.
+- arm: seven joints follow random sines with three times the payload of the data sheet, off its place, and more friction; this one
+  plans on MuJoCo itself, one iteration a tick.
 - quadrotor: a figure of eight at up to 2.5 m/s with motors three times slower than in the data sheet, drag, and 5 % less thrust.
 
     python benchmarks/closed_loop.py --options.json benchmarks/results/closed_loop.json --work /tmp/closed_loop
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import arm_plant
 import cart_pole_plant
 import numpy as np
 import quadrotor_plant
@@ -61,7 +64,7 @@ class Case:
         true: Returns the model that knows it.
         plant: Makes it, with another noise than in its logs.
         start: First state of a seed.
-        goals: States asked for at ticks, shape [T, nx].
+        goals: States asked for of a seed at ticks, shape [T, nx].
         cost: Cost over goals of a horizon.
         weights: Of state (tangent) and action in the cost that counts.
         limits: Of commands.
@@ -69,20 +72,22 @@ class Case:
         ticks: Length of an episode.
         iterations: A tick.
         first: Action that a first plan begins from.
+        opening: Iterations of the first plan.
     """
 
     calibrate: Callable[[int], Calibrated]
     true: Callable[[int], ResidualDynamics]
     plant: Callable[[int], Simulated]
     start: Callable[[int], Array]
-    goals: Callable[[Array], Array]
+    goals: Callable[[int, Array], Array]
     cost: Callable[[ResidualDynamics, Array], QuadraticCost]
     weights: tuple[Array, Array]
     limits: Limits
     steps: int
     ticks: int
     iterations: int
-    first: float
+    first: float | Array
+    opening: int = 100
 
 
 def cart_pole_cost(model: ResidualDynamics, goals: Array) -> QuadraticCost:
@@ -102,34 +107,52 @@ def cart_pole() -> Case:
     return Case(calibrate=lambda seed: cart_pole_plant.calibrate(drawn(seed), DT, seed),
                 true=lambda seed: cart_pole_plant.true_model(drawn(seed), DT),
                 plant=lambda seed: cart_pole_plant.Plant(drawn(seed), 5_000 + seed), start=start,
-                goals=lambda ticks: np.tile(upright, (len(ticks), 1)), cost=cart_pole_cost,
+                goals=lambda _, ticks: np.tile(upright, (len(ticks), 1)), cost=cart_pole_cost,
                 weights=(np.array([2.0, 6.0, 0.1, 0.1]), np.array([0.01])), limits=Limits(action_lower=-15.0, action_upper=15.0), steps=60,
                 ticks=250, iterations=3, first=0.0)
 
 
 def quadrotor() -> Case:
     """Return the figure of eight."""
-    def goals(ticks: Array) -> Array:
+    def goals(_: int, ticks: Array) -> Array:
         return quadrotor_plant.lap(DT * ticks, 1.5, 5.0, 0.0)
 
     drawn = quadrotor_plant.drawn
     return Case(calibrate=lambda seed: quadrotor_plant.calibrate(drawn(seed), DT, seed),
                 true=lambda seed: quadrotor_plant.true_model(drawn(seed), DT),
-                plant=lambda seed: quadrotor_plant.Plant(drawn(seed), 5_000 + seed), start=lambda seed: goals(np.zeros(1))[0], goals=goals,
-                cost=quadrotor_plant.cost_of, weights=(quadrotor_plant.STATE, quadrotor_plant.ACTION), limits=quadrotor_plant.LIMITS,
+                plant=lambda seed: quadrotor_plant.Plant(drawn(seed), 5_000 + seed),
+                start=lambda seed: goals(seed, np.zeros(1))[0], goals=goals, cost=quadrotor_plant.cost_of,
+                weights=(quadrotor_plant.STATE, quadrotor_plant.ACTION), limits=quadrotor_plant.LIMITS,
                 steps=30, ticks=400, iterations=3, first=quadrotor_plant.HOVER)
 
 
-CASES: Mapping[str, Callable[[], Case]] = {"cart-pole": cart_pole, "quadrotor": quadrotor}
+def arm() -> Case:
+    """Return the motion of random sines."""
+    drawn = arm_plant.drawn
+
+    def goals(seed: int, ticks: Array) -> Array:
+        return arm_plant.goals(seed, DT * ticks)
+
+    def true(seed: int) -> ResidualDynamics:
+        return arm_plant.model_of(drawn(seed), dict(drawn(seed).truth), DT)
+
+    return Case(calibrate=lambda seed: arm_plant.calibrate(drawn(seed), DT), true=true,
+                plant=lambda seed: arm_plant.Plant(drawn(seed), 5_000 + seed), start=lambda seed: goals(seed, np.zeros(1))[0], goals=goals,
+                cost=arm_plant.cost_of, weights=(arm_plant.STATE, arm_plant.ACTION), limits=arm_plant.LIMITS, steps=12, ticks=150,
+                iterations=1, first=arm_plant.holding(), opening=15)
+
+
+CASES: Mapping[str, Callable[[], Case]] = {"cart-pole": cart_pole, "quadrotor": quadrotor, "arm": arm}
 
 
 def control(case: Case, model: ResidualDynamics, seed: int) -> float:
     """Return the mean cost of a tick of one episode under a model."""
-    plant, every = case.plant(seed), case.goals(np.arange(case.ticks + case.steps + 1, dtype=np.float64))
+    plant, every = case.plant(seed), case.goals(seed, np.arange(case.ticks + case.steps + 1, dtype=np.float64))
     plant.state = case.start(seed)
     first = case.cost(model, every[: case.steps + 1])
-    planner = ILQR(model, first, ILQROptions(iterations=case.iterations), steps=case.steps, limits=case.limits, initial_action=case.first)
-    opening = ILQR(model, first, ILQROptions(iterations=100), steps=case.steps, limits=case.limits, initial_action=case.first)
+    action = torch.as_tensor(case.first, dtype=torch.float64)
+    opening, planner = (ILQR(model, first, ILQROptions(iterations=n), steps=case.steps, limits=case.limits, initial_action=action)
+                        for n in (case.opening, case.iterations))
     plan: Plan | None = None
     total, (q, r), space = 0.0, case.weights, model.baseline.space
     for k in range(case.ticks):
@@ -145,7 +168,8 @@ def control(case: Case, model: ResidualDynamics, seed: int) -> float:
     return total / case.ticks
 
 
-def main(options: Options, only: Literal["", "cart-pole", "quadrotor"] = "", seeds: int = 20, work: Path | None = None) -> dict[str, Any]:
+def main(options: Options, only: Literal["", "cart-pole", "quadrotor", "arm"] = "", seeds: int = 20,
+         work: Path | None = None) -> dict[str, Any]:
     """Run the benchmark.
 
     Args:
