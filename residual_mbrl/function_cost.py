@@ -1,4 +1,4 @@
-"""Costs written as two plain torch functions."""
+"""Costs written as two plain torch functions, of a value or of what is squared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from residual_mbrl.costs import Cost, WarpCost
+from residual_mbrl.costs import Cost, CostParts, WarpCost
 from residual_mbrl.fused.torch_functions import UntraceableError, symbolic
 from residual_mbrl.spaces import StateSpace
 
@@ -47,12 +47,15 @@ class FunctionCost(Cost):
         if like is not None and like._references.shape[-1] == r.shape[-1] and like._running is running and like._terminal is terminal:
             self._form, self.refusal = like._form, like.refusal
             return
-        nx, nu, nr = space.nx, space.nu, r.shape[-1]
         try:
-            self._form = WarpCost(("functions", next(_numbers)), _single(symbolic(running, nx, nu, nr)),
-                                  _single(symbolic(terminal, nx, nr)))
+            self._form = self._make_form(space.nx, space.nu, r.shape[-1])
         except UntraceableError as error:
             self.refusal = str(error)
+
+    def _make_form(self, nx: int, nu: int, nr: int) -> WarpCost:
+        """Return the functions on symbols, or raise ``UntraceableError``."""
+        running, terminal = symbolic(self._running, nx, nu, nr), symbolic(self._terminal, nx, nr)
+        return WarpCost(("functions", next(_numbers)), _single(running), _single(terminal))
 
     @property
     def references(self) -> Tensor:
@@ -75,6 +78,69 @@ class FunctionCost(Cost):
     def warp_form(self) -> WarpCost | None:
         """Return the functions on symbols; None where they cannot be recorded."""
         return self._form
+
+
+class SquaresCost(FunctionCost):
+    """``Σ_t |d(x_t, u_t, r_t)|² + |d_H(x_H, r_H)|²`` of two torch functions: nonlinear least squares, expanded by Gauss-Newton.
+
+    Take it instead of ``FunctionCost`` where a cost is a sum of squares: its curvature is then never negative, and second derivatives of
+    what is squared are left out. See ``FunctionCost`` for what the functions may do.
+
+    Args:
+        space: Of the model, residual memory included.
+        running: ``running(state [*batch, nx], action [*batch, nu], reference [*batch, nr]) -> [*batch, m]``.
+        terminal: ``terminal(state [*batch, nx], reference [*batch, nr]) -> [*batch, k]``.
+        reference: As in ``FunctionCost``.
+        trajectory: As in ``FunctionCost``.
+        like: A cost of the same functions, whose compiled code is shared.
+    """
+
+    def __init__(self, *, space: StateSpace, running: Running, terminal: Terminal, reference: Tensor | None = None,
+                 trajectory: bool = False, like: SquaresCost | None = None) -> None:
+        super().__init__(space=space, running=running, terminal=terminal, reference=reference, trajectory=trajectory, like=like)
+
+    def _make_form(self, nx: int, nu: int, nr: int) -> WarpCost:
+        d, end = symbolic(self._running, nx, nu, nr), symbolic(self._terminal, nx, nr)
+
+        def squared(values: Any) -> Any:
+            total: Any = 0.0
+            for v in values:
+                total = total + v * v
+            return total
+
+        def running(x: Any, u: Any, r: Any) -> Any:
+            return squared(d(x, u, r))
+
+        def terminal(x: Any, r: Any) -> Any:
+            return squared(end(x, r))
+
+        def squares(x: Any, u: Any, r: Any) -> Any:
+            found = d(x, u, r)
+            return [*found, *(1.0 for _ in found)]
+
+        def terminal_squares(x: Any, r: Any) -> Any:
+            found = end(x, r)
+            return [*found, *(1.0 for _ in found)]
+
+        return WarpCost(("squares", next(_numbers)), running, terminal, squares, terminal_squares=terminal_squares)
+
+    def with_reference(self, reference: Tensor, *, trajectory: bool = False) -> SquaresCost:
+        """Return the same cost about another reference, with the code that is compiled already."""
+        return SquaresCost(space=self.space, running=self._running, terminal=self._terminal, reference=reference, trajectory=trajectory,
+                           like=self)
+
+    def running(self, state: Tensor, action: Tensor, reference: Tensor) -> Tensor:
+        """Return the sum of squares of a step."""
+        return self._running(state, action, reference).square().sum(-1)
+
+    def terminal(self, state: Tensor, reference: Tensor) -> Tensor:
+        """Return the sum of squares of the last state."""
+        return self._terminal(state, reference).square().sum(-1)
+
+    def parts(self, state: Tensor, action: Tensor | None, reference: Tensor) -> CostParts:
+        """Return the squares."""
+        d = self._terminal(state, reference) if action is None else self._running(state, action, reference)
+        return CostParts(d, torch.ones_like(d), None)
 
 
 def _single(function: Callable[..., list[Any]]) -> Callable[..., Any]:

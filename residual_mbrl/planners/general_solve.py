@@ -22,6 +22,9 @@ from residual_mbrl.planners.objectives import Objective
 from residual_mbrl.rollouts import linearise, rollout
 
 STEP_SIZES = 12
+INFINITY = float("inf")
+NOISE = {torch.float32: 2e-6, torch.float64: 1e-13}
+"""Relative rounding of a cost: a decrease below it is not seen."""
 CONVERGED, LIMIT, STUCK, LATE, NOT_FINITE = range(5)
 """As ``kernels.ilqr_text``."""
 
@@ -69,20 +72,22 @@ class GeneralSolve:
         """Return the best found from actions [n, H, nu] on."""
         tolerance, least, most, _ = self.settings
         n = self.n
-        states, u, costs, per_member = self._chosen(self._trial(actions.unsqueeze(0), None, None, None))
-        first = costs.clone()
-        outcome = torch.full((n,), LIMIT)
-        outcome[~torch.isfinite(costs)] = NOT_FINITE
-        mu = torch.zeros(n, dtype=torch.float64)
-        gains = u.new_zeros(*u.shape, self.space.ndx)
-        k = torch.zeros(*u.shape, dtype=torch.float64)
-        expected, made, longest, expansion = costs.double().clone(), 0, 0.0, None
+        states, u, members = (x[:, 0] if i != 1 else x[0] for i, x in enumerate(self._trial(actions.unsqueeze(0), None, None, None)))
+        w = members.new_full(members.shape, 1 / self.members)  # of the members; the minimum is a saddle point between them and the actions
+        spread = (members.amax(0) - members.amin(0)).clamp_min(1e-3 * members.abs().amax(0))
+        best = [self._objective(members), u, states]
+        first, outcome = best[0].clone(), torch.full((n,), LIMIT)
+        outcome[~torch.isfinite(first)] = NOT_FINITE
+        mu, k = torch.zeros(n, dtype=torch.float64), torch.zeros(*u.shape, dtype=torch.float64)
+        gains, expected = u.new_zeros(*u.shape, self.space.ndx), first.double().clone()
+        made, longest, expansion = 0, 0.0, None
         while made < iterations and bool((outcome == LIMIT).any()):
             begin = perf_counter()
             if begin + longest >= until:
                 outcome[outcome == LIMIT] = LATE
                 break
-            expansion = self._expand(states, u, per_member) if expansion is None else expansion
+            costs = (w * members).sum(0)
+            expansion = self._expand(states, u, w) if expansion is None else expansion
             found = self._backward(expansion, u, k, mu)
             while bool((~found.minimum & (mu < most)).any()):
                 mu = torch.where(found.minimum, mu, torch.maximum(10 * mu, least * found.largest.clamp_min(1e-300)))
@@ -91,42 +96,50 @@ class GeneralSolve:
             k, made = found.k, made + 1
             size, small = costs.double().abs(), mu <= 1e3 * least * found.largest
             expected = -found.expected.sum(-1)
-            outcome[(expected <= tolerance * size) & small & (outcome == LIMIT)] = CONVERGED
+            balanced = (self._objective(members) - costs).double() <= tolerance * size
+            outcome[(expected <= tolerance * size) & small & balanced & (outcome == LIMIT)] = CONVERGED
             going = outcome == LIMIT
+            gains = torch.where((going | (outcome == CONVERGED))[:, None, None, None], self._common(found.K).to(u), gains)
             if not bool(going.any()):
-                gains = self._common(found.K).to(u)
                 break
-            trial_states, trial_u, trial_costs, trial_members = self._trial(u.unsqueeze(0), states, found, self.sizes)
+            trial_states, trial_u, trial_members = self._trial(u.unsqueeze(0), states, found, self.sizes)
+            trial_costs = torch.nan_to_num((w.unsqueeze(1) * trial_members).sum(0), nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
             least_cost, which = trial_costs.min(0)
             better = (least_cost < costs) & going
             fallen, taken = (costs - least_cost).double(), self.sizes[which].double()
             rows = torch.arange(n)
             states = torch.where(better[:, None, None], trial_states[:, which, rows], states)
             u = torch.where(better[:, None, None], trial_u[which, rows], u)
-            per_member = torch.where(better, trial_members[:, which, rows], per_member)
-            costs = torch.where(better, least_cost, costs)
-            gains = torch.where(going[:, None, None, None], self._common(found.K).to(u), gains)
-            floor = least * found.largest
+            members = torch.where(better, trial_members[:, which, rows], members)
+            now = self._objective(members)
+            ahead = now < best[0]
+            best = [torch.where(ahead.reshape(-1, *(1,) * (x.ndim - 1)) if i < 2 else ahead[:, None, None], y, x)
+                    for i, (x, y) in enumerate(zip(best, (now, u, states), strict=True))]
+            floor, balanced = least * found.largest, (now - (w * members).sum(0)).double() <= tolerance * size
             rise = torch.maximum(10 * mu, floor)
-            outcome[going & better & (fallen <= tolerance * size) & (taken > 0.3) & small] = CONVERGED
-            noise = 2e-6 if u.dtype == torch.float32 else 1e-13
-            outcome[going & ~better & (expected <= noise * size)] = CONVERGED
+            noise = NOISE[u.dtype] * size
+            outcome[going & better & (fallen <= tolerance * size) & (taken > 0.3) & small & balanced] = CONVERGED
+            outcome[going & ~better & (expected <= noise) & balanced] = CONVERGED
+            settled = ~better & (expected <= torch.maximum(noise, tolerance * size))
             outcome[going & ~better & (mu >= most) & (outcome == LIMIT)] = STUCK
             fall = torch.where(0.1 * mu > floor, 0.1 * mu, torch.zeros_like(mu))
-            mu = torch.where(better & (taken > 0.3), fall, torch.where(better & (taken >= 0.03), mu, rise))
+            mu = torch.where((better & (taken > 0.3)) | settled, fall, torch.where(better & (taken >= 0.03), mu, rise))
             expansion = None if bool(better.any()) else expansion
+            if self.objective is not None and self.objective.cap * self.members > 1:
+                spread = torch.maximum(spread, members.amax(0) - members.amin(0))
+                w, expansion = self.objective.shifted(w, members, spread), None
             longest = max(longest, perf_counter() - begin)
         count, most_seconds = (torch.full((n,), float(v), dtype=torch.float64) for v in (made, longest))
-        info = torch.stack([outcome.double(), count, first.double(), costs.double(), expected, mu, most_seconds], -1)
-        return Solution(u, states[0], gains, costs, info)
+        info = torch.stack([outcome.double(), count, first.double(), best[0].double(), expected, mu, most_seconds], -1)
+        return Solution(best[1], best[2][0], gains, best[0], info)
 
-    def _chosen(self, trial: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        states, u, costs, members = trial
-        return states[:, 0], u[0], costs[0], members[:, 0]
+    def _objective(self, members: Tensor) -> Tensor:
+        total = members[0] if self.objective is None else self.objective.reduce(members)
+        return torch.nan_to_num(total, nan=INFINITY, posinf=INFINITY, neginf=INFINITY)
 
     def _trial(self, u_ref: Tensor, states: Tensor | None, feedback: Feedback | None,
-               sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Roll out at every step size: states [M, S, n, H + 1, nx], actions [S, n, H, nu], objectives [S, n], costs [M, S, n]."""
+               sizes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Roll out at every step size: states [M, S, n, H + 1, nx], actions [S, n, H, nu], costs [M, S, n]."""
         s, m, space, box = 1 if sizes is None else len(sizes), self.members, self.space, self.box
         x = self.state.expand(m, s, self.n, -1)
         xs, us = [x], []
@@ -150,9 +163,7 @@ class GeneralSolve:
             x = self._step(x, u)
             xs.append(x)
         found, actions = torch.stack(xs, -2), torch.stack(us, -2)
-        costs = self.cost.total(found, actions.expand(m, *actions.shape))
-        total = costs[0] if self.objective is None else self.objective.reduce(costs)
-        return found, actions, torch.nan_to_num(total, nan=float("inf"), posinf=float("inf"), neginf=float("inf")), costs
+        return found, actions, self.cost.total(found, actions.expand(m, *actions.shape))
 
     def _step(self, x: Tensor, u: Tensor) -> Tensor:
         finite = torch.isfinite(x).all(-1, keepdim=True)
@@ -171,7 +182,7 @@ class GeneralSolve:
             return v
         return v.reshape(v.shape[0], *(1,) * (extra + 2 - v.ndim), *v.shape[1:])
 
-    def _expand(self, states: Tensor, u: Tensor, per_member: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _expand(self, states: Tensor, u: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return AB, G and C as the backward pass wants them."""
         m, ndx, nu, (n, horizon) = self.members, self.space.ndx, u.shape[-1], u.shape[:2]
         each = u.expand(m, *u.shape)
@@ -180,7 +191,6 @@ class GeneralSolve:
         linear = linearise(self.dynamics, xs, us, p)
         A, B = (x if self.objective is not None else x.unsqueeze(0) for x in linear)
         g, c = expand_cost(self.cost, self.space, states, each, self.references)
-        weights = states.new_ones(m, n) if self.objective is None else self.objective.weights(per_member)
         g, c = weights[..., None, None] * g, weights[..., None, None, None] * c
         rows = m * ndx
         padded = -(-(rows + nu) // 8) * 8

@@ -66,7 +66,7 @@ class Sampling(Planner):
         self._std, self._knots = std.expand(nu), knots
         self._colour = None if options.colour == 0 else colour
         self._generator = torch.Generator().manual_seed(options.seed)
-        self._tables: dict[torch.dtype, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
     @property
     def iterations(self) -> int:
@@ -76,27 +76,24 @@ class Sampling(Planner):
     def _start(self, problem: Problem, actions: Tensor, warm: Plan | None) -> Iterate:
         return Iterate(actions, self.costs(problem, actions))
 
-    def noise(self, problem: Problem, count: int, std: Tensor | None = None) -> Tensor:
-        """Return noise of so many samples, shape [count, *batch, H, nu].
+    def noise(self, problem: Problem, count: int) -> Tensor:
+        """Return noise of so many samples, shape [count, *batch, H, nu]."""
+        knots, raw = self._table(problem)[2], self.raw_noise(problem, count)
+        return raw if knots is None else knots @ raw
 
-        Args:
-            problem: What is asked for.
-            count: Samples.
-            std: Shape [*batch, H or knots, nu]; that of the options where missing.
-        """
-        own, colour, knots = self._table(problem)
-        nu, rows = len(own), self._options.knots or self.steps
-        columns = rows if colour is None else colour.shape[0]
-        white = torch.randn(count, *problem.batch, nu, columns, generator=self._generator, dtype=problem.state.dtype)
-        coloured = (white if colour is None else white @ colour).mT
-        scaled = coloured * (own if std is None else std)
-        return scaled if knots is None else knots @ scaled
+    def raw_noise(self, problem: Problem, count: int) -> Tensor:
+        """Return the noise of the knots where there are some, shape [count, *batch, rows, nu]."""
+        own, colour, _ = self._table(problem)
+        columns = (self._options.knots or self.steps) if colour is None else colour.shape[0]
+        shape = (count, *problem.batch, len(own), columns)
+        white = torch.randn(shape, generator=self._generator, dtype=problem.state.dtype).to(problem.state)
+        return (white if colour is None else white @ colour).mT * own
 
     def _table(self, problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        dtype = problem.state.dtype
-        if dtype not in self._tables:
-            self._tables[dtype] = tuple(None if x is None else x.to(dtype) for x in (self._std, self._colour, self._knots))  # type: ignore[assignment]
-        return self._tables[dtype]
+        key = problem.state.dtype, problem.state.device
+        if key not in self._tables:
+            self._tables[key] = tuple(None if x is None else x.to(problem.state) for x in (self._std, self._colour, self._knots))  # type: ignore[assignment]
+        return self._tables[key]
 
 
 def best_of(costs: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,8 +87,7 @@ class Shooting(Sampling):
         if knots is not None:
             values = torch.linalg.pinv(knots) @ values
         if self.options.samples > 1:
-            white = self._generator_noise(problem, self.options.samples - 1)
-            values = torch.cat([values, values + white])
+            values = torch.cat([values, values + self.raw_noise(problem, self.options.samples - 1)])
         values = torch.clamp(values, problem.lower, problem.upper)
         found, gradient = self._gradient(problem, values)
         first = self.costs(problem, actions)
@@ -97,13 +96,6 @@ class Shooting(Sampling):
         return Starts(torch.where(better[..., None, None], best, actions), torch.minimum(least, first), improved=torch.zeros_like(better),
                       values=values, costs=found, gradient=gradient)
 
-    def _generator_noise(self, problem: Problem, count: int) -> Tensor:
-        """Return noise of the values: knots where there are some."""
-        own, colour, _ = self._table(problem)
-        columns = (self.options.knots or self.steps) if colour is None else colour.shape[0]
-        white = torch.randn(count, *problem.batch, len(own), columns, generator=self._generator, dtype=problem.state.dtype)
-        return (white if colour is None else white @ colour).mT * own
-
     def _actions(self, problem: Problem, values: Tensor) -> Tensor:
         knots = self._table(problem)[2]
         return problem.project(values if knots is None else knots @ values)
@@ -111,8 +103,8 @@ class Shooting(Sampling):
     def _gradient(self, problem: Problem, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return costs and the gradient by the values."""
         actions = self._actions(problem, values)
-        state, each = self._members(problem, actions)
-        found = cost_gradient(self.dynamics, state, each, problem.cost, problem.parameters)
+        state, each, parameters = self._members(problem, actions)
+        found = cost_gradient(self.dynamics, state, each, problem.cost, parameters)
         costs, by = found.costs, found.actions
         if self.objective is not None:
             weights = self.objective.weights(costs)
