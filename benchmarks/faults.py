@@ -22,6 +22,7 @@ never makes the loop more than 5 % worse than the model without it.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import time as clock
 from collections.abc import Callable, Mapping
@@ -261,6 +262,8 @@ def main(options: Options, seed: int = 1, work: Path | None = None, minutes: flo
     chains = {"ours": {"calibrated": learned, "identified": models.identified}, "identified": {"identified": models.identified},
               "data sheet": {"data sheet": models.nominal}}
     benches = {n: Bench(partial(make_controller, chain, models), learned if n == "ours" else models.nominal) for n, chain in chains.items()}
+    gc.collect()
+    gc.freeze()  # a full collection over all that torch has loaded takes longer than a tick
     faults, done = schedule(9 if options.quick else 100, seed), Path("" if work is None else work / f"episodes_{seed}.jsonl")
     rows = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
     for number, fault in enumerate(faults):

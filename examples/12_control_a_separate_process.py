@@ -8,6 +8,7 @@ shows tracking, the time of each plan against the deadline, and which law each c
 
 from __future__ import annotations
 
+import gc
 import socket
 import struct
 import subprocess
@@ -194,6 +195,8 @@ def main(out: Path = Path("loop"), seconds: float = 20.0, learning: float = 10.0
     line.close()
     mass = identified.values["cart_mass"]
     controller = make_controller(identified, ResidualDynamics(CartPole(dt=PERIOD, substeps=2)), delay)
+    gc.collect()
+    gc.freeze()  # a full collection over all that torch has loaded takes longer than a tick
     line, rows, laws, missed = Line(), [], [], 0
     while not rows or rows[-1][0] < seconds:
         time, state = line.read()
