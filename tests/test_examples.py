@@ -127,3 +127,12 @@ def test_11_calibrates_a_contact() -> None:
     assert outcome["friction"] == pytest.approx(0.35, rel=0.1)
     assert outcome["held"]
     assert outcome["played"] < 0.2 * outcome["nominal"]
+
+
+def test_12_controls_a_plant_in_another_process(tmp_path: Path) -> None:
+    """The loop runs its time, what was sent as NaN is in its log, and log and figure are written."""
+    outcome = example("12_control_a_separate_process", {"out": tmp_path}, seconds=3.0, learning=3.0)
+    assert outcome["ticks"] == 151
+    assert "observation not finite" in outcome["reasons"]
+    assert (tmp_path / "loop.png").is_file()
+    assert len((tmp_path / "switches.jsonl").read_text().splitlines()) == len(outcome["reasons"])
