@@ -19,7 +19,11 @@ FIELDS = (
     # scratch
     "units", "scratch", "gradients",
     # out
-    "costs", "grad_initial", "grad_actions", "grad_parameters", "grad_weights", "A", "B")
+    "costs", "grad_initial", "grad_actions", "grad_parameters", "grad_weights", "A", "B",
+    # of a solve: in
+    "settings", "lower", "upper", "rate", "previous", "warm_states", "warm_gains", "iterations", "clock", "clock_id", "until",
+    # of a solve: out
+    "new_actions", "gains", "values", "info")
 """The table of a launch: numbers, and addresses of contiguous arrays of the model's real type, worlds first."""
 PLACES = {name: i for i, name in enumerate(FIELDS)}
 CHANGED, BAD_STATE, BAD_ACTION = 1, 2, 4
@@ -161,6 +165,7 @@ LINEAR = """
             c = (const R*)a[F_constants] + member * NC;
             W = (const R*)a[F_weights] + member * a[F_packed_size];
         }
+        Steps(const R* constants, const R* weights) : H(0), first(0), total(0), count(0), c(constants), W(weights) {}
         long step_of(int lane) const { return first + (lane < count ? lane : count - 1); }
     };
     static inline T chained(const T* by_both, const T* k_by, const T* h_by) {

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from residual_mbrl.kernels import rollout
+from residual_mbrl.kernels import ilqr, rollout
 from residual_mbrl.kernels.block_text import FIELDS, PLACES
 from residual_mbrl.kernels.lanes import lane_count
 from residual_mbrl.kernels.mlp import Network, Schedule, lay_out
@@ -108,21 +108,22 @@ class Plan:
             array = aligned_zeros(self.blocks * self.horizon, self.row, dtype=self.real)
         return Kept(self._pool, array)
 
-    def run(self, kind: str, *, weights: int, version: int, cost: Cost | None = None, learn: bool = False, **addresses: int) -> int:
+    def run(self, kind: str, *, weights: int, version: int, cost: Cost | ilqr.Problem | None = None, learn: bool = False,
+            **addresses: int) -> int:
         """Run a kernel on arrays at these addresses; return its status, see ``block_text.CHANGED``.
 
         Args:
-            kind: "forward", "reverse", "cost", "cost_gradient" or "linearise".
+            kind: "forward", "reverse", "cost", "cost_gradient", "linearise" or "solve".
             weights: Address of the flat weights of all members.
             version: Of the weights; those packed last are not packed again.
-            cost: For the kinds that have one.
+            cost: For the kinds that have one; the problem of a solve.
             learn: Whether gradients of the weights are wanted.
             addresses: Addresses and numbers by the names of ``block_text.FIELDS``.
         """
         key = None if cost is None else cost.key
         with self.lock:
             if (kind, key) not in self._tables:
-                self._prepare(kind, key, self._engine.kernel(kind, self.schedule, cost))
+                self._prepare(kind, key, self._engine.kernel(kind, self.schedule, cost), cost)
             if version != self._version:
                 self._packed_from(weights, version)
             values = self._templates[kind, key].copy()
@@ -140,11 +141,13 @@ class Plan:
                 self._paces[kind, key].launch(call, values)
             return call.table[STATUS]  # type: ignore[no-any-return]
 
-    def _prepare(self, kind: str, key: object, kernel: Kernel) -> None:
+    def _prepare(self, kind: str, key: object, kernel: Kernel, problem: Any) -> None:
         threads, blocks, member_blocks = self._shares(kind)
         schedule, chunk = self.schedule, self.chunk
         rows = {"reverse": chunk + min(SPAN, self.horizon), "cost_gradient": chunk + min(SPAN, self.horizon), "linearise": 2}.get(kind, 1)
         size = rows * self.row
+        if kind == "solve":
+            size = ilqr.scratch_reals(self._engine.system, problem, schedule, self.row, self.horizon)
         if kind == "cost_gradient":
             size += (chunk + -(-self.horizon // chunk)) * self._engine.system.nx * schedule.world_lanes
         size = -(-size // 16) * 16
@@ -211,7 +214,7 @@ class Engine:
             batch: Worlds, those of one member after another.
             horizon: Steps.
             workers: Threads at most.
-            schedule: "lanes" or "units"; by the batch's size unless given.
+            schedule: "lanes", "units" or, for solves, "problems"; by the batch's size unless given.
             members: Sets of weights.
         """
         name = schedule or ("units" if batch // members <= WIDE_WORLDS else "lanes")
@@ -221,7 +224,8 @@ class Engine:
             return plan
         with self._lock:
             if name not in self._networks:
-                chosen = units_wide(self.real) if name == "units" else lanes(self.real, lane_count(self.real))
+                makers = {"units": units_wide, "problems": problems}
+                chosen = makers[name](self.real) if name in makers else lanes(self.real, lane_count(self.real))
                 self._networks[name] = chosen, lay_out(self.networks, chosen, self._squashed)
             chosen, network = self._networks[name]
             plan = self._plans[key] = Plan(self, chosen, network, batch=batch, horizon=horizon, members=members, workers=workers)
@@ -229,12 +233,12 @@ class Engine:
                 self._plans.popitem(last=False)
             return plan
 
-    def kernel(self, kind: str, schedule: Schedule, cost: Cost | None = None) -> Kernel:
+    def kernel(self, kind: str, schedule: Schedule, cost: Cost | ilqr.Problem | None = None) -> Kernel:
         """Return a kernel, built when it is first asked for."""
         key = (kind, schedule.name, None if cost is None else cost.key)
         if key not in self._kernels:
             makers = {"forward": rollout.forward_kernel, "reverse": rollout.reverse_kernel, "linearise": rollout.linearise_kernel}
-            with_cost = {"cost": rollout.cost_kernel, "cost_gradient": rollout.cost_gradient_kernel}
+            with_cost = {"cost": rollout.cost_kernel, "cost_gradient": rollout.cost_gradient_kernel, "solve": ilqr.solve_kernel}
             self._kernels[key] = makers[kind](self.system, schedule) if cost is None else with_cost[kind](self.system, cost, schedule)
         return self._kernels[key]
 
@@ -249,6 +253,12 @@ def lanes(real: str, count: int) -> Schedule:
 def units_wide(real: str) -> Schedule:
     """Return the schedule with one world a block and a layer's units in the lanes."""
     return Schedule("units", 1, real, 64 // REALS[real])
+
+
+@cache
+def problems(real: str) -> Schedule:
+    """Return the schedule with one problem a block, whose steps or step sizes are in the lanes."""
+    return Schedule("problems", 1, real, lane_count(real))
 
 
 class _Pace:

@@ -119,7 +119,7 @@ def _double_math(name: str, lanes: int) -> str:
 static inline {name} exp_({name} x) {{
     {name}M over = x > ({name})(709.782712893384), under = x < ({name})(-708.396418532264);
     {name} n = __builtin_elementwise_floor(x * 1.4426950408889634073599 + 0.5);
-    n = over | under | (x != x) ? ({name})(0.0) : n;
+    n = (over | under | (x != x)) ? ({name})(0.0) : n;
     {name} r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6, r2 = r * r;
     {name} p = r * ((r2 * 1.26177193074810590878e-4 + 3.02994407707441961300e-2) * r2 + 9.99999999999999999910e-1);
     {name} q = ((r2 * 3.00198505138664455042e-6 + 2.52448340349684104192e-3) * r2 + 2.27265548208155028766e-1) * r2 + 2.0;

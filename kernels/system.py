@@ -62,12 +62,21 @@ class Cost:
         terminal: ``terminal(x, r) -> float``.
         nr: Entries of r, at least 1.
         key: Tells this cost from others: equal keys share compiled code.
+        squares: ``squares(x, u, r) -> (d, w)``, one after another, such that ``Σ w d²`` is the cost, or with ``curved`` a part of it, and
+            second derivatives of d may be left out.
+        curved: ``curved(x, u, r) -> float``, the part of the cost besides the squares.
+        terminal_squares: The same of the last state, ``(x, r)``.
+        terminal_curved: The same of the last state.
     """
 
     running: Function
     terminal: Function
     nr: int
     key: object
+    squares: Function | None = None
+    curved: Function | None = None
+    terminal_squares: Function | None = None
+    terminal_curved: Function | None = None
 
 
 def system_text(system: System) -> str:

@@ -120,7 +120,7 @@ def trace(graph: Graph, function: Any, *arguments: Any) -> list[Scalar]:
         out = _traced(graph, function, {})(*arguments)
     except (AttributeError, IndexError, TypeError) as error:
         raise TraceError(f"{_name(function)}: {error}") from error
-    entries = out.entries if isinstance(out, Vector) else [out]
+    entries = out.entries if isinstance(out, Vector) else out if isinstance(out, list) else [out]
     return [e if isinstance(e, Scalar) else graph.constant(e) for e in entries]
 
 

@@ -23,6 +23,14 @@ class WarpCost(NamedTuple):
     """``running(x, u, r) -> float``."""
     terminal: WarpFunction
     """``terminal(x, r) -> float``."""
+    squares: WarpFunction | None = None
+    """``squares(x, u, r) -> (d, w)``, one after another: ``Σ w d²`` is ``running``, or with ``curved`` a part of it, for Gauss-Newton."""
+    curved: WarpFunction | None = None
+    """``curved(x, u, r) -> float``: what there is besides squares."""
+    terminal_squares: WarpFunction | None = None
+    """``terminal_squares(x, r) -> (d, w)``."""
+    terminal_curved: WarpFunction | None = None
+    """``terminal_curved(x, r) -> float``."""
 
 
 class Cost(ABC):
@@ -44,6 +52,12 @@ class Cost(ABC):
     @abstractmethod
     def terminal(self, state: Float[Tensor, "*batch nx"], reference: Tensor) -> Float[Tensor, "*batch"]:
         """Return the cost of the last state, shape [*batch]."""
+
+    def total(self, states: Float[Tensor, "*batch horizon_1 nx"], actions: Float[Tensor, "*batch horizon nu"]) -> Float[Tensor, "*batch"]:
+        """Return the cost of whole trajectories, shape [*batch]."""
+        references = self.references.to(states)
+        running = self.running(states[..., :-1, :], actions, references[..., :-1, :]).sum(-1)
+        return running + self.terminal(states[..., -1, :], references[..., -1, :])
 
     def warp_form(self) -> WarpCost | None:
         """Return the same functions in Warp; None where there is only the torch form."""
@@ -119,7 +133,14 @@ class QuadraticCost(Cost):
                 total = total + r[nx + ndx + i] * u[i] * u[i]
             return total
 
-        return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal)
+        def squares(x: Any, u: Any, r: Any) -> Any:
+            return [*difference(x, r[0:nx]), *(u[i] for i in range(nu)), *(r[nx + i] for i in range(ndx + nu))]
+
+        def terminal_squares(x: Any, r: Any) -> Any:
+            return [*difference(x, r[0:nx]), *(r[nx + i] for i in range(ndx))]
+
+        return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal, squares,
+                        terminal_squares=terminal_squares)
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:

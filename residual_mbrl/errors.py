@@ -13,6 +13,10 @@ class ModelError(ResidualMBRLError, ValueError):
     """A model is put together wrongly: a residual on a port the baseline lacks, no free parameters, a rate mismatch."""
 
 
+class NotFiniteError(ResidualMBRLError, ValueError):
+    """A state, an action or a weight that a computation starts from is NaN or infinite."""
+
+
 class ArtifactError(ResidualMBRLError, ValueError):
     """A saved calibration cannot be read: truncated, changed, from a newer schema, or made for another plant."""
 

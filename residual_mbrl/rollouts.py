@@ -12,6 +12,7 @@ from torch import Tensor
 from residual_mbrl.baselines import Values
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.errors import NotFiniteError
 from residual_mbrl.first_order import make_differentiable
 from residual_mbrl.fused.costs import CostGradient, fused_cost, fused_cost_gradient
 from residual_mbrl.fused.linearisation import fused_jacobians
@@ -266,7 +267,7 @@ def _check_finite(state: Tensor, actions: Tensor) -> None:
     """Refuse inputs that are not finite; a fused rollout looks for itself."""
     for name, x in (("state", state), ("actions", actions)):
         if not bool(torch.isfinite(x.detach()).all()):
-            raise ValueError(f"rollout: {name} holds values that are not finite")
+            raise NotFiniteError(f"rollout: {name} holds values that are not finite")
 
 
 def _check_lead(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, lead: Tensor) -> None:

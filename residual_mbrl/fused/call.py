@@ -10,6 +10,7 @@ from torch import Tensor
 
 from residual_mbrl.baselines import Values
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.errors import NotFiniteError
 from residual_mbrl.fused.devices import flat_of, plan_on
 from residual_mbrl.fused.inputs import constants_on, parameter_rows, read_weights, weight_entries
 from residual_mbrl.fused.model import FlatWeights, FusedModel
@@ -22,7 +23,8 @@ CHANGED, BAD_STATE, BAD_ACTION = 1, 2, 4
 class Call:
     """A model with the inputs of one call, flattened: launches, and sees that the weights packed are those of now."""
 
-    def __init__(self, dynamics: ResidualDynamics, model: FusedModel, state: Tensor, actions: Tensor, parameters: Values) -> None:
+    def __init__(self, dynamics: ResidualDynamics, model: FusedModel, state: Tensor, actions: Tensor, parameters: Values,
+                 schedule: str | None = None) -> None:
         horizon, nu = actions.shape[-2:]
         self.dynamics, self.model, self.batch = dynamics, model, state.shape[:-1]
         flat = state.ndim == 2
@@ -31,7 +33,7 @@ class Call:
         self.parameters = parameter_rows(dynamics, model, self.state, self.batch, parameters).contiguous()
         self.engine = engine(dynamics, model, parameters, state.dtype)
         self.members = model.members[0] if model.members else 1
-        self.plan = plan_on(self.engine, self.state, horizon, self.members)
+        self.plan = plan_on(self.engine, self.state, horizon, self.members, schedule)
         self.constants = constants_on(model, state)
         self.weights = [w if w.is_contiguous() else w.contiguous() for form in model.forms for w in form.weights()]
         if self.plan.compares:
@@ -43,7 +45,7 @@ class Call:
         """Run a kernel that starts from first states.
 
         Raises:
-            ValueError: if a first state, an action or a weight is not finite.
+            NotFiniteError: if a first state, an action or a weight is not finite.
         """
         entries = weight_entries(self.weights, self.members)
         form = None if cost is None else cost[1]
@@ -56,7 +58,7 @@ class Call:
                 break
             self.flat = read_weights(self.dynamics, self.model, self.weights, self.state.dtype)
         if status:
-            raise ValueError(f"rollout: {'state' if status & BAD_STATE else 'actions'} holds values that are not finite")
+            raise NotFiniteError(f"rollout: {'state' if status & BAD_STATE else 'actions'} holds values that are not finite")
 
 
 def parts_of(by_weights: Tensor | None, likes: Sequence[tuple[torch.Size, torch.dtype]]) -> list[Tensor | None]:

@@ -121,7 +121,8 @@ def _cost_form(cost: Cost, nr: int) -> tuple[object, Any] | None:
             return None
         from residual_mbrl.kernels.system import Cost as WarpCost  # noqa: PLC0415  # half a second that only fused rollouts need
 
-        whole = WarpCost(running=form.running, terminal=form.terminal, nr=nr, key=(form.key, nr))
+        whole = WarpCost(running=form.running, terminal=form.terminal, nr=nr, key=(form.key, nr), squares=form.squares, curved=form.curved,
+                         terminal_squares=form.terminal_squares, terminal_curved=form.terminal_curved)
         _cost_forms[cost] = whole.key, whole
     return _cost_forms[cost]
 

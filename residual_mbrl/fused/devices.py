@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _engines: WeakKeyDictionary[Engine, dict[torch.device, cuda_launch.ThreadEngine]] = WeakKeyDictionary()
 
 
-def plan_on(built: Engine, like: Tensor, horizon: int, members: int) -> Plan | cuda_launch.Plan:
-    """Return what runs as many worlds as a tensor has rows, on its device."""
+def plan_on(built: Engine, like: Tensor, horizon: int, members: int, schedule: str | None = None) -> Plan | cuda_launch.Plan:
+    """Return what runs as many worlds as a tensor has rows, on its device; the schedule is the CPU's."""
     if like.device.type == "cpu":
-        return built.plan(like.shape[0], horizon, torch.get_num_threads(), members=members)
+        return built.plan(like.shape[0], horizon, torch.get_num_threads(), schedule, members=members)
     return thread_engine(built, like.device).plan(like.shape[0], horizon, members)
 
 

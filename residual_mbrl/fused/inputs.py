@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from residual_mbrl.baselines import Values
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.errors import NotFiniteError
 from residual_mbrl.fused.model import REALS, FlatWeights, FusedModel
 
 _versions = count()
@@ -64,7 +65,7 @@ def read_weights(dynamics: ResidualDynamics, ready: FusedModel, weights: Sequenc
     """Return the weights as they are now, and remember them; the kernels compare them at each launch.
 
     Raises:
-        ValueError: if some are not finite in this precision.
+        NotFiniteError: if some are not finite in this precision.
     """
     from residual_mbrl.kernels.weights import read_weights as read  # noqa: PLC0415  # half a second that only fused rollouts need
 
@@ -73,7 +74,7 @@ def read_weights(dynamics: ResidualDynamics, ready: FusedModel, weights: Sequenc
     values = torch.zeros(members, max(size, 1), dtype=dtype, device="cpu")
     entries = weight_entries(weights, members)
     if not read(entries.address, len(weights), values.data_ptr(), size, members, REALS[dtype]):
-        raise ValueError(f"rollout: weights of {_overflowing(dynamics, dtype)} are not finite in {str(dtype).removeprefix('torch.')}")
+        raise NotFiniteError(f"rollout: weights of {_overflowing(dynamics, dtype)} are not finite in {str(dtype).removeprefix('torch.')}")
     found = ready.flat[dtype] = FlatWeights(values, next(_versions))
     return found
 
