@@ -28,7 +28,7 @@ Truth = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """``min Σ_t q·(x_t ⊖ g_t)² + r·(u_t - u_g)² + q_H·(x_H ⊖ g_H)²`` within limits of the actions, H steps from ``start``.
+    """``min Σ_t q·(x_t ⊖ g_t)² + r·u_t² + q_H·(x_H ⊖ g_H)²`` within limits of the actions, H steps from ``start``.
 
     Args:
         name: Name of its model to the other solvers: "cartpole" or "quadrotor".
@@ -39,7 +39,6 @@ class Problem:
         action: r, shape [nu].
         terminal: q_H, shape [ndx].
         goal: g, shape [nx], or [H + 1, nx].
-        rest: u_g, shape [nu].
         limits: Least and largest action, shape [2, nu].
     """
 
@@ -51,7 +50,6 @@ class Problem:
     action: Tensor
     terminal: Tensor
     goal: Tensor
-    rest: Tensor
     limits: Tensor
 
     @property
@@ -66,7 +64,7 @@ class Problem:
             states = rollout(self.dynamics, self.start, u, backend="torch")
         goal = self.goal.expand(self.horizon + 1, -1)
         square = self.dynamics.space.difference(states, goal).square()
-        return float((square[:-1] @ self.state).sum() + ((u - self.rest).square() @ self.action).sum() + square[-1] @ self.terminal)
+        return float((square[:-1] @ self.state).sum() + (u.square() @ self.action).sum() + square[-1] @ self.terminal)
 
     def save(self, path: Path) -> None:
         """Write the file that ``control_peers/problem.py`` reads, with one rollout that it must repeat."""
@@ -82,7 +80,7 @@ class Problem:
                 "bound": residual.bound, "layers": len(weights)}
         arrays = {f"w{i}": w for i, w in enumerate(weights)} | {f"b{i}": b.detach() for i, b in enumerate(residual.network.biases)}
         arrays |= {"start": self.start, "guess": self.guess, "state": self.state, "action": self.action, "terminal": self.terminal,
-                   "goal": self.goal.expand(self.horizon + 1, -1), "rest": self.rest, "limits": self.limits, "check_actions": actions,
+                   "goal": self.goal.expand(self.horizon + 1, -1), "limits": self.limits, "check_actions": actions,
                    "check_states": states}
         np.savez(path, meta=json.dumps(meta), **{n: a.numpy() for n, a in arrays.items()})
 
@@ -99,7 +97,7 @@ def cart_pole(horizon: int = 100) -> Problem:
     tensor = _tensor
     return Problem(name="cartpole", dynamics=ResidualDynamics(CartPole(dt=0.02), [residual]), start=torch.zeros(4, dtype=torch.float64),
                    guess=torch.zeros(horizon, 1, dtype=torch.float64), state=tensor([0.02, 0.02, 0.002, 0.002]), action=tensor([2e-4]),
-                   terminal=tensor([10.0, 50.0, 5.0, 5.0]), goal=tensor([0.0, UP, 0.0, 0.0]), rest=tensor([0.0]),
+                   terminal=tensor([10.0, 50.0, 5.0, 5.0]), goal=tensor([0.0, UP, 0.0, 0.0]),
                    limits=tensor([[-15.0], [15.0]]))
 
 
@@ -122,7 +120,7 @@ def quadrotor(horizon: int = 20) -> Problem:
     start = goal[0] + tensor([0.2, -0.1, 0.1, 0, 0, 0, 0, 0.3, 0, 0, 0, 0, 0])
     weights = tensor([10.0] * 3 + [1.0] * 3 + [0.5] * 3 + [0.05] * 3)
     return Problem(name="quadrotor", dynamics=dynamics, start=start, guess=hover.repeat(horizon, 1), state=weights * body.dt,
-                   action=tensor([0.05] * 4) * body.dt, terminal=weights, goal=goal, rest=hover, limits=tensor([[0.0] * 4, [8.0] * 4]))
+                   action=tensor([0.01] * 4) * body.dt, terminal=weights, goal=goal, limits=tensor([[0.0] * 4, [8.0] * 4]))
 
 
 def circle(time: Tensor, radius: float = 1.5, speed: float = 4.0) -> Tensor:

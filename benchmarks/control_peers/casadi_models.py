@@ -75,8 +75,8 @@ def difference(problem: Problem, x: ca.SX, goal: ca.SX) -> ca.SX:
 def stage_cost(problem: Problem) -> ca.Function:
     """Return ``cost(x, u, goal)`` of one step."""
     x, u, g = ca.SX.sym("x", problem.nx), ca.SX.sym("u", problem.nu), ca.SX.sym("g", problem.nx)
-    d, e = difference(problem, x, g), u - ca.DM(problem.rest)
-    return ca.Function("cost", [x, u, g], [ca.dot(ca.DM(problem.state), d * d) + ca.dot(ca.DM(problem.action), e * e)])
+    d = difference(problem, x, g)
+    return ca.Function("cost", [x, u, g], [ca.dot(ca.DM(problem.state), d * d) + ca.dot(ca.DM(problem.action), u * u)])
 
 
 def final_cost(problem: Problem) -> ca.Function:

@@ -1,6 +1,7 @@
 // Crocoddyl's cart-pole example (notebook 02 of its wheel) with the action model in C++, as its own C++ models are written.
 //
-// usage: cart_pole y angle speed rate w1 ... w6, the last six being the terminal weights; then one solve for each line of input.
+// usage: cart_pole y angle speed rate w1 ... w6, the last six being the terminal weights; then one solve for each line of input, as the
+// notebook starts (every state the first one), or where the line asks for "compiled, rolled out" from a rollout without force.
 // Compile without -march=native: Eigen's alignment must be that of the wheel's library.
 #include <chrono>
 #include <iostream>
@@ -96,8 +97,9 @@ int main(int argc, char** argv) {
   const int steps = 50;
   std::vector<std::shared_ptr<crocoddyl::ActionModelAbstract>> models(steps, std::make_shared<CartPole>(running));
   auto problem = std::make_shared<crocoddyl::ShootingProblem>(start, models, std::make_shared<CartPole>(terminal));
+  problem->set_nthreads(1);
   std::cout.precision(17);
-  std::cout << "{\"solvers\": [\"compiled\"]}" << std::endl;
+  std::cout << "{\"solvers\": [\"compiled\", \"compiled, rolled out\"], \"settings\": \"SolverFDDP, C++, -O3\"}" << std::endl;
   std::string line;
   while (std::getline(std::cin, line)) {
     crocoddyl::SolverFDDP solver(problem);
@@ -105,7 +107,12 @@ int main(int argc, char** argv) {
     history->text.precision(17);
     solver.setCallbacks({history});
     history->begun = Clock::now();
-    solver.solve();
+    if (line.find("rolled out") == std::string::npos) {
+      solver.solve();
+    } else {
+      const std::vector<Eigen::VectorXd> still(steps, Eigen::VectorXd::Zero(1));
+      solver.solve(problem->rollout_us(still), still, 500, true);
+    }
     const double seconds = std::chrono::duration<double>(Clock::now() - history->begun).count();
     std::cout << "{\"seconds\": " << seconds << ", \"iterations\": " << solver.get_iter() << ", \"claimed\": " << solver.get_cost()
               << ", \"history\": [" << history->text.str() << "], \"actions\": [";

@@ -48,10 +48,10 @@ def solver(problem: Problem, dtype: torch.dtype, settings: dict) -> Callable[[di
 
     weight = tensor(np.concatenate([problem.state, problem.action])).repeat(horizon + 1, 1, 1)
     weight[-1, 0, :nx] = tensor(problem.terminal)
-    goal = tensor(np.concatenate([problem.goal, np.tile(problem.rest, (horizon + 1, 1))], 1)).unsqueeze(1)
+    goal = tensor(np.concatenate([problem.goal, np.zeros((horizon + 1, nu))], 1)).unsqueeze(1)
     cost = mpc.QuadCost(torch.diag_embed(2 * weight), -2 * weight * goal)
     constant = float((weight.double() * goal.double().square()).sum())
-    guess = torch.cat([tensor(problem.guess), tensor(problem.rest).unsqueeze(0)]).unsqueeze(1)
+    guess = torch.cat([tensor(problem.guess), tensor(np.zeros((1, nu)))]).unsqueeze(1)
     lower, upper = (tensor(x).repeat(horizon + 1, 1, 1) for x in problem.limits)
     start = tensor(problem.start).unsqueeze(0)
 

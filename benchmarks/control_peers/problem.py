@@ -25,8 +25,8 @@ class Problem:
         self.name, self.dt, self.horizon, self.bound, self.parameters = (head[n] for n in ("name", "dt", "horizon", "bound", "parameters"))
         self.weights = [saved[f"w{i}"] for i in range(head["layers"])]
         self.biases = [saved[f"b{i}"] for i in range(head["layers"])]
-        names = ("start", "guess", "state", "action", "terminal", "goal", "rest", "limits", "check_actions", "check_states")
-        (self.start, self.guess, self.state, self.action, self.terminal, self.goal, self.rest, self.limits, self.check_actions,
+        names = ("start", "guess", "state", "action", "terminal", "goal", "limits", "check_actions", "check_states")
+        (self.start, self.guess, self.state, self.action, self.terminal, self.goal, self.limits, self.check_actions,
          self.check_states) = (saved[n] for n in names)
         self.nx, self.nu = len(self.start), self.guess.shape[1]
 

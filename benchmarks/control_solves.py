@@ -1,0 +1,94 @@
+"""Solves to the same cost: rounds in which ours and the peers take turns, and what is made of their times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAME = 1.01
+"""A cost counts as that of the best solver up to this factor."""
+
+
+class Solver(NamedTuple):
+    """A peer's solver."""
+
+    name: str
+    solve: Callable[[], dict[str, Any]]
+
+
+class Ours:
+    """Our planner, cut after any number of iterations.
+
+    Args:
+        planner: ``planner(iterations)`` returns a function that plans from the start and returns the actions.
+        judge: Cost of actions.
+        iterations: More than it needs.
+    """
+
+    def __init__(self, planner: Callable[[int], Callable[[], Tensor]], judge: Callable[[Tensor], float], *, iterations: int) -> None:
+        self.planner, self.full = planner, planner(iterations)
+        self.cost, self.costs = judge(self.full()), list[float]()
+        while not self.costs or self.costs[-1] > self.cost * (1 + 1e-6):
+            self.costs.append(judge(planner(len(self.costs) + 1)()))
+            if len(self.costs) >= iterations:
+                break
+
+    def cut(self, cost: float) -> Callable[[], Tensor] | None:
+        """Return the shortest solve that reaches a cost; None where none does."""
+        enough = [k for k, c in enumerate(self.costs, 1) if c <= cost]
+        return self.planner(enough[0]) if enough else None
+
+
+def compared(ours: Ours, solvers: Sequence[Solver], judge: Callable[[Tensor], float], *, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Return a row for each solver, ours first.
+
+    Args:
+        ours: Ours.
+        solvers: The peers'.
+        judge: Cost of actions.
+        rounds: Repeats of each at most.
+        seconds: Of each, after which it is not repeated any more.
+    """
+    runs = {s.name: [s.solve()] for s in solvers}
+    ends = {n: judge(torch.tensor(r[0]["actions"], dtype=torch.float64)) for n, r in runs.items()}
+    target = SAME * min([ours.cost, *ends.values()])
+    own = {"full": ours.full, "target": ours.cut(target), **{n: ours.cut(c * (1 + 1e-6)) for n, c in ends.items()}}
+    times: dict[str, list[float]] = {n: [] for n in own}
+    for _ in range(rounds):
+        for name, solve in own.items():
+            if solve is not None:
+                times[name] += [_timed(solve) for _ in range(3)]
+        for s in solvers:
+            if sum(r["seconds"] for r in runs[s.name]) < seconds:
+                runs[s.name].append(s.solve())
+    ms = {n: 1e3 * float(np.median(t)) if t else None for n, t in times.items()}
+    rows: list[dict[str, Any]] = [{"solver": "ours", "cost": ours.cost, "iterations": len(ours.costs), "solve [ms]": ms["full"], "to 1.01 [ms]": ms["target"],
+                                   "times ours": 1.0 if ms["target"] else None, "ours to its cost [ms]": ms["full"], "solve, times that": 1.0,
+                                   "repeats": len(times["full"])}]
+    for s in solvers:
+        found = runs[s.name][1:] or runs[s.name]  # the first may have warmed up
+        whole = 1e3 * float(np.median([r["seconds"] for r in found]))
+        reached = [_reached(r, target, ends[s.name]) for r in found]
+        until = 1e3 * float(np.median([t for t in reached if t is not None])) if None not in reached else None
+        rows.append({"solver": s.name, "cost": ends[s.name], "iterations": found[-1]["iterations"], "solve [ms]": whole, "to 1.01 [ms]": until,
+                     "times ours": until / ms["target"] if until and ms["target"] else None, "ours to its cost [ms]": ms[s.name],
+                     "solve, times that": whole / ms[s.name] if ms[s.name] else None, "repeats": len(found)})  # type: ignore[operator]
+    return rows
+
+
+def _reached(run: dict[str, Any], target: float, end: float) -> float | None:
+    for seconds, cost in run["history"]:
+        if cost <= target:
+            return float(seconds)
+    return float(run["seconds"]) if end <= target else None
+
+
+def _timed(solve: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    solve()
+    return time.perf_counter() - begun
