@@ -65,3 +65,40 @@ def scratch_reals(system: System, problem: Problem, schedule: Schedule, row: int
     real = REALS[schedule.real]
     ndx = system.nx - len(problem.quaternions)
     return 2 * row + -(-text.workspace_bytes(ndx, system.nx, system.nu, problem.rate, horizon, schedule.lanes, real) // real)
+
+
+BACKWARD_FIELDS = ("count", "horizon", "AB", "G", "C", "k", "K", "u", "lower", "upper", "rate", "previous", "mu", "out")
+
+
+def backward_kernel(ndx: int, nu: int, rate: bool) -> Kernel:
+    """Return the backward pass alone, in double precision, for expansions that were made elsewhere; arrays as ``BACKWARD_FIELDS``.
+
+    AB [count, H, ndx, padded], G [count, H + 1, padded], C [count, H + 1, ndx + nu, padded] with ndx + nu padded to a multiple of 8;
+    k [count, H, nu] in and out, K [count, H, nu, ndx or ndx + nu]; limits [nu]; out [count, 4]: whether there is a minimum, expected change
+    linear and quadratic in the step size, greatest curvature.
+    """
+    return Kernel(f"""
+struct K {{
+    typedef double R;
+    enum {{ {", ".join(f"F_{n}" for n in BACKWARD_FIELDS)} }};
+    {text.sizes_text(ndx, nu, rate)}
+    struct Workspace {{ D *AB, *G, *C, *k, *u, *kr, *K; }};
+    {text.BACKWARD}
+    static void run(long long* a) {{
+        const long H = a[F_horizon];
+        for (long n = 0; n < a[F_count]; ++n) {{
+            D* own = (D*)a[F_k] + n * H * NU_;
+            Workspace w;
+            w.AB = (D*)a[F_AB] + n * H * NDX * PA; w.G = (D*)a[F_G] + n * (H + 1) * PA; w.C = (D*)a[F_C] + n * (H + 1) * NA * PA;
+            w.k = own; w.kr = own; w.u = (D*)a[F_u] + n * H * NU_; w.K = (D*)a[F_K] + n * H * NU_ * NS;
+            const D* previous = a[F_previous] ? (const D*)a[F_previous] + n * NU_ : (const D*)0;
+            Sweep sweep;
+            D* out = (D*)a[F_out] + 4 * n;
+            const D mu = ((const D*)a[F_mu])[n];
+            out[0] = backward(w, H, mu, (const D*)a[F_lower], (const D*)a[F_upper], (const D*)a[F_rate], previous, sweep);
+            out[1] = sweep.linear; out[2] = sweep.quadratic; out[3] = sweep.largest;
+        }}
+    }}
+}};
+K::run(a);
+""", len(BACKWARD_FIELDS))

@@ -441,6 +441,7 @@ SOLVE = """
         int outcome = LIMIT;
         D cost = __builtin_inf(), mu = 0, expected = 0;
         long long longest = 0;
+        const long long usual = (long long)(info[I_longest] * 1e9);  // in: seconds that an iteration is known to take
         const D first_cost = total[0];
         if (lane < 0) {
             outcome = NOT_FINITE;
@@ -452,7 +453,7 @@ SOLVE = """
             bool expanded = false;
             while (iteration < a[F_iterations]) {
                 const long long begin = nanoseconds(a);
-                if (a[F_until] && begin + longest >= a[F_until]) { outcome = LATE; break; }
+                if (a[F_until] && begin + (longest > usual ? longest : usual) >= a[F_until]) { outcome = LATE; break; }
                 if (!expanded) { expand(a, b, row, deltas, w, p); expanded = true; }
                 Sweep sweep;
                 bool minimum = backward(w, H, mu, lower, upper, rate, previous, sweep);

@@ -33,6 +33,17 @@ class WarpCost(NamedTuple):
     """``terminal_curved(x, r) -> float``."""
 
 
+class CostParts(NamedTuple):
+    """A cost as ``Σ w d² + rest``, for second-order methods: of the squares only first derivatives of d are taken (Gauss-Newton)."""
+
+    values: Tensor | None
+    """d, shape [*batch, m]; None where there are no squares."""
+    weights: Tensor | None
+    """w, shape [*batch, m]."""
+    rest: Tensor | None
+    """Shape [*batch]; None where the squares are all."""
+
+
 class Cost(ABC):
     """``Σ_t running(x_t, u_t, r_t) + terminal(x_H, r_H)``, with references r that may change from step to step and from world to world.
 
@@ -53,9 +64,14 @@ class Cost(ABC):
     def terminal(self, state: Float[Tensor, "*batch nx"], reference: Tensor) -> Float[Tensor, "*batch"]:
         """Return the cost of the last state, shape [*batch]."""
 
-    def total(self, states: Float[Tensor, "*batch horizon_1 nx"], actions: Float[Tensor, "*batch horizon nu"]) -> Float[Tensor, "*batch"]:
-        """Return the cost of whole trajectories, shape [*batch]."""
-        references = self.references.to(states)
+    def parts(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"] | None, reference: Tensor) -> CostParts:
+        """Return the cost of a step, or without an action that of the last state, in parts."""
+        return CostParts(None, None, self.terminal(state, reference) if action is None else self.running(state, action, reference))
+
+    def total(self, states: Float[Tensor, "*batch horizon_1 nx"], actions: Float[Tensor, "*batch horizon nu"],
+              references: Tensor | None = None) -> Float[Tensor, "*batch"]:
+        """Return the cost of whole trajectories, shape [*batch], under its own references unless others are given."""
+        references = (self.references if references is None else references).to(states)
         running = self.running(states[..., :-1, :], actions, references[..., :-1, :]).sum(-1)
         return running + self.terminal(states[..., -1, :], references[..., -1, :])
 
@@ -114,6 +130,14 @@ class QuadraticCost(Cost):
         target, q, _ = reference.split([self.space.nx, self.space.ndx, self.space.nu], -1)
         total: Tensor = (q * self.space.difference(state, target).square()).sum(-1)
         return total
+
+    def parts(self, state: Tensor, action: Tensor | None, reference: Tensor) -> CostParts:
+        """Return squares alone; for a subclass that has changed the functions, their value."""
+        if any(getattr(type(self), n) is not getattr(QuadraticCost, n) for n in ("running", "terminal")):
+            return super().parts(state, action, reference)
+        target, q, r = reference.split([self.space.nx, self.space.ndx, self.space.nu], -1)
+        d = self.space.difference(state, target)
+        return CostParts(d, q, None) if action is None else CostParts(torch.cat([d, action], -1), torch.cat([q, r], -1), None)
 
     def warp_form(self) -> WarpCost | None:
         """Return the same functions in Warp; None for a subclass that has changed the torch form."""

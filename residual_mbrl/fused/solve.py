@@ -54,7 +54,7 @@ class Solution(NamedTuple):
 
 def fused_solve(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, cost: Cost, references: Tensor, parameters: Values, box: Box, *,
                 iterations: int, settings: tuple[float, float, float, float], until: float = float("inf"),
-                warm: tuple[Tensor, Tensor] | None = None) -> Solution | Refusal:
+                warm: tuple[Tensor, Tensor] | None = None, pace: float = 0.0) -> Solution | Refusal:
     """Minimise the cost over the actions of every problem of a batch, or say why it cannot be done in one launch.
 
     Args:
@@ -69,6 +69,7 @@ def fused_solve(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, cost
         settings: As ``kernels.ilqr_text.SETTINGS``.
         until: Time of ``perf_counter`` after which no iteration begins that would end later.
         warm: States [*batch, H + 1, nx] and gains [*batch, H, nu, ndx] of a plan whose feedback is tried first.
+        pace: Seconds that an iteration is known to take.
     """
     model = prepare(dynamics, state, actions, parameters)
     if isinstance(model, Refusal):
@@ -86,7 +87,7 @@ def fused_solve(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, cost
     rate = None if box.rate is None else box.rate.contiguous()
     previous = None if box.previous is None else _flat(box.previous, call.batch, 1)
     found = Solution(torch.empty_like(call.actions), call.state.new_empty(n, horizon + 1, state.shape[-1]),
-                     call.state.new_empty(n, horizon, nu, ndx), call.state.new_empty(n), torch.empty(n, 7, dtype=torch.float64))
+                     call.state.new_empty(n, horizon, nu, ndx), call.state.new_empty(n), torch.full((n, 7), pace, dtype=torch.float64))
     numbers = np.array(settings, np.float64)
     clock, which = _clock()
     addresses = {

@@ -120,6 +120,8 @@ class Planner(ABC):
 
     holds_constraints = False
     """Whether the subclass has its own way to hold constraints; a penalty is added to the cost otherwise."""
+    minds_deadline = False
+    """Whether ``_advance`` looks at the deadline itself, and does the least it can after it."""
 
     def __init__(self, dynamics: ResidualDynamics, cost: Cost, *, horizon: float | None = None, steps: int | None = None,
                  dt: float | None = None, limits: Limits | None = None, initial_action: Tensor | Sequence[float] | float | None = None,
@@ -194,11 +196,7 @@ class Planner(ABC):
             problem: What is asked for.
             actions: Shape [*any, *batch, H, nu].
         """
-        state, each = self._members(problem, actions)
-        parameters = problem.parameters
-        if self.objective is not None and parameters is not None:
-            parameters = {n: v if v.ndim == 0 else v.reshape(v.shape[0], *(1,) * (state.ndim - 1 - v.ndim), *v.shape[1:])
-                          for n, v in parameters.items()}
+        state, each, parameters = self._members(problem, actions)
         found = rollout_cost(self.dynamics, state, each, problem.cost, parameters)
         if self.objective is not None:
             found = self.objective.reduce(found)
@@ -209,8 +207,8 @@ class Planner(ABC):
         if self.constraints is None or not bool(torch.isfinite(iterate.cost).any()):
             return iterate
         if iterate.states is None:
-            states, each = self._members(problem, iterate.actions)
-            states = rollout(self.dynamics, states, each, problem.parameters)
+            states, each, parameters = self._members(problem, iterate.actions)
+            states = rollout(self.dynamics, states, each, parameters)
             single = problem.own_cost.total(states, each)
             iterate.states = states if self.objective is None else None
             iterate.cost = single if self.objective is None else self.objective.reduce(single)
@@ -218,13 +216,15 @@ class Planner(ABC):
             iterate.violation = worst if self.objective is None else worst.amax(0)
         return iterate
 
-    def _members(self, problem: Problem, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return first states and actions [*any, *batch, H, nu] of every member, with a leading dimension where there is an objective."""
+    def _members(self, problem: Problem, actions: Tensor) -> tuple[Tensor, Tensor, Values | None]:
+        """Return first states, actions [*any, *batch, H, nu] and parameters of every member, whose dimension leads if there are any."""
         shape = actions.shape[:-2]
         if self.objective is None:
-            return problem.state.expand(*shape, -1), actions
+            return problem.state.expand(*shape, -1), actions, problem.parameters
         members = self.objective.members
-        return problem.state.expand(members, *shape, -1), actions.expand(members, *actions.shape)
+        parameters = {n: v if v.ndim == 0 else v.reshape(v.shape[0], *(1,) * (len(shape) + 1 - v.ndim), *v.shape[1:])
+                      for n, v in (problem.parameters or {}).items()}
+        return problem.state.expand(members, *shape, -1), actions.expand(members, *actions.shape), parameters
 
     def _loop(self, problem: Problem, iterate: Iterate) -> tuple[Iterate, bool]:
         longest = 0.0
@@ -232,7 +232,7 @@ class Planner(ABC):
             if iterate.converged is not None and bool(iterate.converged.all()):
                 break
             before = perf_counter()
-            if before + longest >= problem.until:
+            if before + longest >= problem.until and (longest or not self.minds_deadline):
                 return iterate, True
             iterate = self._advance(problem, iterate)
             longest = max(longest, perf_counter() - before)
@@ -305,6 +305,9 @@ def check_cost(name: str, cost: Cost, space: StateSpace, steps: int) -> None:
     Raises:
         ValueError: if it does not.
     """
+    own = getattr(cost, "space", None)
+    if isinstance(own, StateSpace) and (own.nx, own.nu) != (space.nx, space.nu):
+        raise ValueError(f"{name}: the cost is of {own.nx} states and {own.nu} actions, the model has {space.nx} and {space.nu}")
     references = cost.references
     if references.ndim < 2 or references.shape[-2] not in (2, steps + 1):
         raise ValueError(f"{name}: the cost's references must have shape [..., {steps + 1}, nr] or [..., 2, nr], "

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from residual_mbrl.baselines import WarpFunction
-from residual_mbrl.costs import Cost, WarpCost
+from residual_mbrl.costs import Cost, CostParts, WarpCost
 from residual_mbrl.fused.torch_functions import UntraceableError, symbolic
 from residual_mbrl.planners.limits import Limits
 from residual_mbrl.spaces import StateSpace
@@ -154,6 +154,17 @@ class ConstrainedCost(Cost):
         """Return the cost of the last state with its penalty, shape [*batch]."""
         own, bounds, y, rho = self._parts(reference)
         return self.cost.terminal(state, own) + _penalty(self.constraints.terminal(state, bounds), y, rho)
+
+    def parts(self, state: Tensor, action: Tensor | None, reference: Tensor) -> CostParts:
+        """Return the cost's own parts, and the penalty as squares; what is constant is left out."""
+        own, bounds, y, rho = self._parts(reference)
+        found = self.cost.parts(state, action, own)
+        c = self.constraints.terminal(state, bounds) if action is None else self.constraints.running(state, action, bounds)
+        d = (c + y).clamp_min(0)
+        weights = rho.expand_as(d)
+        if found.values is None or found.weights is None:
+            return CostParts(d, weights, found.rest)
+        return CostParts(torch.cat([found.values, d], -1), torch.cat([found.weights, weights], -1), found.rest)
 
     def _parts(self, reference: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = self.constraints.number

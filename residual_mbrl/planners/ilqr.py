@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -11,10 +12,14 @@ from torch import Tensor
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fused.model import Refusal
-from residual_mbrl.fused.solve import Box, fused_solve
+from residual_mbrl.fused.solve import Box, Solution, fused_solve
 from residual_mbrl.planners.base import INFINITY, Common, Iterate, Planner, Problem
 from residual_mbrl.planners.constraints import ConstrainedCost, Constraints
+from residual_mbrl.planners.general_solve import GeneralSolve
 from residual_mbrl.planners.plan import Plan
+from residual_mbrl.rollouts import Backend, rollout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,7 @@ class ILQROptions:
 
     Args:
         iterations: Iterations at most; 1 is a real-time iteration.
+        backend: "auto" solves in one launch where it can and in torch otherwise; "fused" must, "torch" never does.
         tolerance: Expected or actual decrease of the cost, relative to it, from which on it is converged.
         least_regularisation: Added to the curvature by actions when a step fails, relative to its greatest entry; tenfold each time.
         most_regularisation: Where it gives up.
@@ -35,12 +41,13 @@ class ILQROptions:
 
     iterations: int = 50
     tolerance: float = 1e-6
+    backend: Backend = "auto"
     least_regularisation: float = 1e-8
     most_regularisation: float = 1e10
     smallest_step: float = 1e-4
-    inner_iterations: int = 10
+    inner_iterations: int = 30
     first_weight: float = 10.0
-    weight_growth: float = 10.0
+    weight_growth: float = 5.0
     greatest_weight: float = 1e6
 
     def __post_init__(self) -> None:
@@ -70,11 +77,12 @@ class ILQR(Planner):
         common: See ``Planner``.
     """
 
-    holds_constraints = True
+    holds_constraints = minds_deadline = True
 
     def __init__(self, dynamics: ResidualDynamics, cost: Cost, options: ILQROptions | None = None, **common: Unpack[Common]) -> None:
         super().__init__(dynamics, cost, **common)
         self.options = options or ILQROptions()
+        self._pace = 0.0
 
     @property
     def iterations(self) -> int:
@@ -91,8 +99,7 @@ class ILQR(Planner):
 
     def _advance(self, problem: Problem, iterate: Iterate) -> Iterate:
         if self.constraints is None:
-            found = self._solve(problem, problem.cost, iterate, self.iterations)
-            return replace(found, done=True)
+            return replace(self._solve(problem, problem.cost, iterate, self.iterations), done=True)
         return self._hold(problem, iterate, self.constraints)
 
     def _hold(self, problem: Problem, iterate: Iterate, constraints: Constraints) -> Iterate:
@@ -105,7 +112,13 @@ class ILQR(Planner):
         cost = ConstrainedCost(problem.own_cost, constraints, multipliers=y, weight=rho[..., 0, 0])
         found = self._solve(problem, cost, iterate, min(left, options.inner_iterations))
         assert found.states is not None and found.converged is not None  # noqa: S101  # of a solve
-        c = constraints.along(found.states, found.actions)
+        states, each, own = found.states, found.actions, problem.own_cost.total(found.states, found.actions)
+        if self.objective is not None:
+            first, each, parameters = self._members(problem, found.actions)
+            states = rollout(self.dynamics, first, each, parameters)
+            own = self.objective.reduce(problem.own_cost.total(states, each))
+        c = constraints.along(states, each)
+        c = c if self.objective is None else c.amax(0)  # members share multipliers, those of whichever violates most
         violation = c.amax((-2, -1)).clamp_min(0)
         y = (c + y).clamp_min(0)
         # all that is left of a multiplier whose constraint stays violated is too small: the weight grows
@@ -114,7 +127,6 @@ class ILQR(Planner):
         factor = torch.where(slow, options.weight_growth, 1.0).to(rho)[..., None, None]
         held = violation <= self.violation_tolerance
         late = found.late if found.late is not None else torch.zeros_like(held)
-        own = problem.own_cost.total(found.states, found.actions)
         own = torch.where(torch.isfinite(found.cost), own, found.cost)
         improved = torch.ones_like(held) if iterate.improved is None else iterate.improved
         return replace(found, cost=own, violation=violation, converged=found.converged & held, improved=improved,
@@ -127,12 +139,22 @@ class ILQR(Planner):
         state = problem.state if batch else problem.state.unsqueeze(0)
         actions = iterate.actions if batch else iterate.actions.unsqueeze(0)
         settings = options.tolerance, options.least_regularisation, options.most_regularisation, options.smallest_step
-        found = fused_solve(self.dynamics, state, actions, cost, cost.references.to(state), problem.parameters or {},
-                            Box(problem.lower, problem.upper, problem.rate, problem.previous), iterations=iterations,
-                            settings=settings, until=problem.until, warm=warm)
+        box = Box(problem.lower, problem.upper, problem.rate, problem.previous)
+        found: Solution | Refusal = Refusal("the torch form is asked for, or an objective over members")
+        if self.objective is None and options.backend != "torch":
+            found = fused_solve(self.dynamics, state, actions, cost, cost.references.to(state), problem.parameters or {}, box,
+                                iterations=iterations, settings=settings, until=problem.until, warm=warm, pace=self._pace)
         if isinstance(found, Refusal):
-            raise ValueError(f"ILQR: {found.reason}")
+            if options.backend == "fused":
+                raise ValueError(f"ILQR: cannot be fused: {found.reason}")
+            log.debug("iLQR in torch: %s", found.reason)
+            if len(batch) > 1:
+                raise ValueError(f"ILQR: where a model is not fused, the batch has one dimension at most, received {tuple(batch)}")
+            found = GeneralSolve(self.dynamics, self.objective, cost, problem.parameters, box, state, settings).run(actions, iterations,
+                                                                                                                    problem.until)
         new, states, gains, costs, info = found if batch else type(found)(*(x[0] for x in found))
-        outcome = info[..., 0]
+        outcome, longest = info[..., 0], float(info[..., 6].max())
+        # one iteration that waited for the processor says little of the next: the known pace follows slowly, and is forgotten when idle
+        self._pace = min(longest, 2 * self._pace) * 0.2 + 0.8 * self._pace if self._pace and longest else 0.9 * self._pace + longest
         return Iterate(new, costs, outcome == 0, (info[..., 3] < info[..., 2]) & (outcome != 4), states, gains,
                        iterations=int(info[..., 1].max()), late=outcome == 3)

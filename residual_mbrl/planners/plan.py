@@ -17,7 +17,8 @@ class Plan:
 
     Attributes:
         actions: Each held for ``dt`` seconds, within the limits, shape [*batch, H, nu].
-        states: Predicted by the model, the first included, shape [*batch, H + 1, nx]; None where the planner computes none.
+        states: Predicted by the model, under an objective by its first member, shape [*batch, H + 1, nx], the first state included; None
+            where the planner computes none.
         cost: Shape [*batch]; infinite where it could not be computed.
         status: ``PlanStatus`` of each element, int64, shape [*batch].
         iterations: Iterations that were made.
