@@ -3,8 +3,9 @@
 - ``cart_pole``: swing-up with a learned force (two layers of 64 units), 100 steps, forces within 15 N: ILQR beside mpc.pytorch and CasADi
   (IPOPT, SQP and fatrop, the network as CasADi expressions, C code generated).
 - ``mppi``: a command of MPPI with 1024 samples over 50 steps of the same model, beside pytorch_mppi.
-- ``quadrotor_rti``: a real-time iteration a tick for a quadrotor (13 states, 4 thrusts, a residual of four layers of 64 units, 20 nodes over
-  1 s) that follows a circle at 4 m/s, beside a real-time iteration of CasADi's SQP.
+- ``quadrotor_rti``: a real-time iteration a tick for a quadrotor (13 states, 4 thrusts, a residual of four layers of 64 units, 20 nodes
+  over 1 s) that follows a circle of 2 m at 3 m/s, beside a real-time iteration of CasADi's SQP.
+- ``crocoddyl_arm``: crocoddyl's arm example, six hinges that bring the tool to a pose in 1 s.
 - ``crocoddyl_cart_pole``, ``crocoddyl_swing_up``: crocoddyl's cart-pole, as its notebook has it and from hanging down, without a network.
 
 Everything runs on one core, which this process and all peers are pinned to, and repeats alternate. A cost is that of a solver's actions,
@@ -26,7 +27,8 @@ from typing import Any
 import torch
 import tyro
 from common import machine, say, show
-from control_cases import crocoddyl_case, mppi_case, quadrotor_case, swing_up_case
+from control_cases import mppi_case, quadrotor_case, swing_up_case
+from control_crocoddyl import arm_case, crocoddyl_case
 
 from residual_mbrl.files import write_json
 
@@ -38,6 +40,7 @@ CASES: dict[str, Callable[[Path, bool], Result]] = {
     "quadrotor_rti": quadrotor_case,
     "cart_pole": swing_up_case,
     "mppi": mppi_case,
+    "crocoddyl_arm": arm_case,
     "crocoddyl_cart_pole": lambda folder, quick: crocoddyl_case(folder, quick, NOTEBOOK, RUNNING),
     "crocoddyl_swing_up": lambda folder, quick: crocoddyl_case(folder, quick, HANGING, STRONG),
 }
@@ -75,6 +78,8 @@ def main(options: Options) -> None:
     for name in options.only or CASES:
         results[name] = found = CASES[name](options.peers, options.quick)
         rows = found["rows"]
+        if not rows:
+            continue
         show(name.replace("_", " "), list(rows[0]), [["-" if v is None else v for v in row.values()] for row in rows])
         for key in ("median_ms", "p95_ms"):
             if key in found:

@@ -72,8 +72,8 @@ class Problem:
         assert isinstance(residual, Unstructured)
         weights = [w.detach().double() for w in residual.network.weights]
         weights[0] = weights[0] / residual.features.spread.unsqueeze(1)  # the normaliser of the inputs
-        actions = self.limits[0] + (self.limits[1] - self.limits[0]) * torch.rand(self.guess.shape, generator=torch.Generator().manual_seed(5),
-                                                                                 dtype=torch.float64)
+        share = torch.rand(self.guess.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        actions = self.limits[0] + (self.limits[1] - self.limits[0]) * share
         with torch.no_grad():
             states = rollout(self.dynamics, self.start, actions, backend="torch")
         meta = {"name": self.name, "dt": self.dynamics.dt, "horizon": self.horizon, "parameters": self.dynamics.values,
@@ -92,7 +92,8 @@ def cart_pole(horizon: int = 100) -> Problem:
         _, _, v, w, u = x.unbind(-1)
         return torch.stack([-0.4 * torch.tanh(10 * v) - 0.3 * v - 0.03 * u * torch.tanh(v / 3).abs(), -0.004 * w - 0.001 * w * w.abs()], -1)
 
-    residual = Unstructured(nv=2, features=[Feature(source=n) for n in ("cart", "angle", "speed", "rate", "force")], bound=5.0, hidden=(64, 64))
+    features = [Feature(source=n) for n in ("cart", "angle", "speed", "rate", "force")]
+    residual = Unstructured(nv=2, features=features, bound=5.0, hidden=(64, 64))
     fit(residual, lost, torch.tensor([1.0, 3.5, 4.0, 10.0, 15.0]), torch.tensor([1.0, 0.05]))
     tensor = _tensor
     return Problem(name="cartpole", dynamics=ResidualDynamics(CartPole(dt=0.02), [residual]), start=torch.zeros(4, dtype=torch.float64),
@@ -102,7 +103,7 @@ def cart_pole(horizon: int = 100) -> Problem:
 
 
 def quadrotor(horizon: int = 20) -> Problem:
-    """Return the tracking of a circle by a quadrotor (13 states, 4 thrusts) with a residual of four hidden layers of 64 units, 1 s ahead."""
+    """Return the tracking of a circle by a quadrotor (13 states, 4 thrusts) with a residual of four layers of 64 units, 1 s ahead."""
     body = QuadrotorBody(dt=1.0 / horizon)
 
     def drag(x: Tensor) -> Tensor:
@@ -118,12 +119,12 @@ def quadrotor(horizon: int = 20) -> Problem:
     hover = tensor([body.parameters.nominal()["mass"] * body.parameters.nominal()["gravity"] / 4] * 4)
     goal = circle(torch.arange(horizon + 1, dtype=torch.float64) * body.dt)
     start = goal[0] + tensor([0.2, -0.1, 0.1, 0, 0, 0, 0, 0.3, 0, 0, 0, 0, 0])
-    weights = tensor([10.0] * 3 + [1.0] * 3 + [0.5] * 3 + [0.05] * 3)
+    weights = tensor([20.0] * 3 + [2.0] * 3 + [1.0] * 3 + [0.5] * 3)
     return Problem(name="quadrotor", dynamics=dynamics, start=start, guess=hover.repeat(horizon, 1), state=weights * body.dt,
-                   action=tensor([0.01] * 4) * body.dt, terminal=weights, goal=goal, limits=tensor([[0.0] * 4, [8.0] * 4]))
+                   action=tensor([0.1] * 4) * body.dt, terminal=weights, goal=goal, limits=tensor([[0.0] * 4, [8.0] * 4]))
 
 
-def circle(time: Tensor, radius: float = 1.5, speed: float = 4.0) -> Tensor:
+def circle(time: Tensor, radius: float = 2.0, speed: float = 3.0) -> Tensor:
     """Return the states [time, 13] of a level body that moves along a circle, times [s] of shape [time]."""
     a = speed / radius * time
     goal = torch.zeros(len(time), 13, dtype=torch.float64)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common import say
+
 SCRIPTS = Path(__file__).parent / "control_peers"
 ONE_THREAD = {n: "1" for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
@@ -59,3 +61,12 @@ class Peer:
             raise RuntimeError(f"{self._process.args} ended: {self._errors.read()[-2000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def opened(folder: Path, environment: str, script: str, arguments: Sequence[object]) -> Peer | None:
+    """Start a peer; None, and a word about it, where its environment is missing."""
+    try:
+        return Peer(folder, environment, script, arguments)
+    except FileNotFoundError as error:
+        say(str(error))
+        return None

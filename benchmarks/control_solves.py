@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from control_process import Peer
 from torch import Tensor
 
 SAME = 1.01
@@ -44,7 +45,26 @@ class Ours:
         return self.planner(enough[0]) if enough else None
 
 
-def compared(ours: Ours, solvers: Sequence[Solver], judge: Callable[[Tensor], float], *, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def solved(ours: Ours, judge: Callable[[Tensor], float], peers: Sequence[Peer | None], quick: bool) -> Result:
+    """Compare with every solver of the peers, and end them."""
+    running = [p for p in peers if p is not None]
+    solvers = [Solver(f"{_name(p)} {n}".strip(), lambda p=p, n=n: p.solve(n)) for p in running for n in p.solvers]  # type: ignore[misc]
+    found = compared(ours, solvers, judge, rounds=3 if quick else 15, seconds=5.0 if quick else 20.0)
+    result = {"rows": found, "peers": [p.about for p in running]}
+    for p in running:
+        p.close()
+    return result
+
+
+def _name(peer: Peer) -> str:
+    for package, name in (("mpc", "mpc.pytorch"), ("casadi", "CasADi"), ("crocoddyl", "crocoddyl")):
+        if package in peer.about.get("versions", {}):
+            return name
+    return "crocoddyl"
+
+
+def compared(ours: Ours, solvers: Sequence[Solver], judge: Callable[[Tensor], float], *, rounds: int,
+             seconds: float) -> list[dict[str, Any]]:
     """Return a row for each solver, ours first.
 
     Args:
@@ -67,17 +87,18 @@ def compared(ours: Ours, solvers: Sequence[Solver], judge: Callable[[Tensor], fl
             if sum(r["seconds"] for r in runs[s.name]) < seconds:
                 runs[s.name].append(s.solve())
     ms = {n: 1e3 * float(np.median(t)) if t else None for n, t in times.items()}
-    rows: list[dict[str, Any]] = [{"solver": "ours", "cost": ours.cost, "iterations": len(ours.costs), "solve [ms]": ms["full"], "to 1.01 [ms]": ms["target"],
-                                   "times ours": 1.0 if ms["target"] else None, "ours to its cost [ms]": ms["full"], "solve, times that": 1.0,
-                                   "repeats": len(times["full"])}]
+    rows: list[dict[str, Any]] = [{"solver": "ours", "cost": ours.cost, "iterations": len(ours.costs), "solve [ms]": ms["full"],
+                                   "to 1.01 [ms]": ms["target"], "times ours": 1.0 if ms["target"] else None,
+                                   "ours to its cost [ms]": ms["full"], "solve, times that": 1.0, "repeats": len(times["full"])}]
     for s in solvers:
         found = runs[s.name][1:] or runs[s.name]  # the first may have warmed up
         whole = 1e3 * float(np.median([r["seconds"] for r in found]))
         reached = [_reached(r, target, ends[s.name]) for r in found]
         until = 1e3 * float(np.median([t for t in reached if t is not None])) if None not in reached else None
-        rows.append({"solver": s.name, "cost": ends[s.name], "iterations": found[-1]["iterations"], "solve [ms]": whole, "to 1.01 [ms]": until,
-                     "times ours": until / ms["target"] if until and ms["target"] else None, "ours to its cost [ms]": ms[s.name],
-                     "solve, times that": whole / ms[s.name] if ms[s.name] else None, "repeats": len(found)})  # type: ignore[operator]
+        goal, its = ms["target"], ms[s.name]
+        rows.append({"solver": s.name, "cost": ends[s.name], "iterations": found[-1]["iterations"], "solve [ms]": whole,
+                     "to 1.01 [ms]": until, "times ours": until / goal if until and goal else None, "ours to its cost [ms]": its,
+                     "solve, times that": whole / its if its else None, "repeats": len(found)})
     return rows
 
 

@@ -50,8 +50,8 @@ class QuadrotorBody(Baseline):
         outside = state.new_zeros(6) if force is None else force
         x, y, spin = state.new_tensor(ROTORS).unbind(-1)
         lift = action.sum(-1)
-        torque = torch.stack([p["arm"] * (y * action).sum(-1), -p["arm"] * (x * action).sum(-1), -p["drag_torque"] * (spin * action).sum(-1)],
-                             -1) + outside[..., 3:]
+        roll, pitch, yaw = ((signs * action).sum(-1) for signs in (y, -x, -spin))
+        torque = torch.stack([p["arm"] * roll, p["arm"] * pitch, p["drag_torque"] * yaw], -1) + outside[..., 3:]
         inertia = torch.stack([p["inertia_x"], p["inertia_y"], p["inertia_z"]], -1)
         push = outside[..., :3] / p["mass"].unsqueeze(-1)
 
@@ -96,7 +96,8 @@ class QuadrotorBody(Baseline):
                            0.5 * (a * n + b * m - c * k),
                            2.0 * (b * d + a * c) * lift + f[0] / mass, 2.0 * (c * d - a * b) * lift + f[1] / mass,
                            (a * a - b * b - c * c + d * d) * lift - gravity + f[2] / mass,
-                           (roll - m * n * (inertia[2] - inertia[1])) / inertia[0], (pitch - n * k * (inertia[0] - inertia[2])) / inertia[1],
+                           (roll - m * n * (inertia[2] - inertia[1])) / inertia[0],
+                           (pitch - n * k * (inertia[0] - inertia[2])) / inertia[1],
                            (yaw - k * m * (inertia[1] - inertia[0])) / inertia[2])
 
             k1 = rate(x)

@@ -26,7 +26,8 @@ class Chain:
     """Geometry and inertia of the hinges, each about its own z.
 
     Args:
-        bodies: Each with "place" (rotation and translation in the parent at zero angle), "mass", "centre" and "inertia" about it.
+        bodies: Each with "place" (rotation and translation in the parent at zero angle), "mass", "centre", "inertia" about it,
+            and whether its hinge is "endless", so that angles a turn apart are the same.
         tool: Rotation and translation in the last body.
         gravity: Of the world [m/s²], shape [3].
     """
@@ -38,6 +39,7 @@ class Chain:
         self.masses = tuple(float(b["mass"]) for b in bodies)
         self.centres = tuple(tuple(float(x) for x in b["centre"]) for b in bodies)
         self.inertias = tuple(tuple(tuple(float(x) for x in row) for row in b["inertia"]) for b in bodies)
+        self.endless = tuple(bool(b["endless"]) for b in bodies)
         self.tool = _clean(tool["rotation"]), tuple(float(x) for x in tool["translation"])
         self.gravity = tuple(float(g) for g in gravity)
 
@@ -98,10 +100,16 @@ class Chain:
                 h = _times(r, h)
                 hp = sum((_by(2.0 * p[k], h[k]) for k in range(3)), 0.0)
                 pp = sum(x * x for x in p)
-                inertia = [[_sum(inertia[i][k], _by(-p[i], h[k]), _by(-p[k], h[i]), m * ((pp if i == k else 0.0) - p[i] * p[k]), hp if i == k else 0.0)
+                shift = [[m * ((pp if i == k else 0.0) - p[i] * p[k]) for k in range(3)] for i in range(3)]
+                inertia = [[_sum(inertia[i][k], _by(-p[i], h[k]), _by(-p[k], h[i]), shift[i][k], hp if i == k else 0.0)
                             for k in range(3)] for i in range(3)]
                 h = _add(h, [m * x for x in p])
         return [x for row in rows for x in row]
+
+    def away(self, ops: Any, x: Any, start: Any) -> Vector:
+        """Return the difference of two states, the shorter way round where a hinge is endless."""
+        found = [x[i] - start[i] for i in range(2 * self.n)]
+        return [ops.atan2(ops.sin(d), ops.cos(d)) if i < self.n and self.endless[i] else d for i, d in enumerate(found)]
 
     def reach(self, ops: Any, q: Any, goal: Sequence[float]) -> Vector:
         """Return the logarithm of the tool's pose in a frame at the goal that is parallel to the world's: translation, then rotation."""
@@ -162,7 +170,7 @@ class SerialArm(MechanicalBaseline):
 
 
 class ReachCost(Cost):
-    """``½ dt (|log(goal⁻¹ tool)|² + 0.1 |x - x_0|² + 0.1 |u|²)`` a step and ``500 |log(goal⁻¹ tool)|²`` at the end, as crocoddyl's example."""
+    """``½ dt (|e|² + 0.1 |x - x_0|² + 0.1 |u|²)`` a step and ``500 |e|²`` at the end, e = log(goal⁻¹ tool), as in crocoddyl's example."""
 
     def __init__(self, arm: SerialArm, start: Tensor, goal: Sequence[float]) -> None:
         self.chain, self.goal, n = arm.chain, tuple(goal), arm.chain.n
@@ -189,7 +197,7 @@ class ReachCost(Cost):
         n = self.chain.n
         d = _stack(self.chain.reach(torch, state.unbind(-1), self.goal), state)
         if action is not None:
-            d = torch.cat([d, state - reference[..., : 2 * n], action], -1)
+            d = torch.cat([d, _stack(self.chain.away(torch, state.unbind(-1), reference.unbind(-1)), state), action], -1)
         return CostParts(d, reference[..., 2 * n : 2 * n + d.shape[-1]], None)
 
     def warp_form(self) -> WarpCost:
@@ -202,7 +210,7 @@ class ReachCost(Cost):
             return [*chain.reach(wp, x, goal), *(r[2 * n + i] for i in range(6))]
 
         def squares(x: Any, u: Any, r: Any) -> Any:
-            d = [*chain.reach(wp, x, goal), *(x[i] - r[i] for i in range(2 * n)), *(u[i] for i in range(n))]
+            d = [*chain.reach(wp, x, goal), *chain.away(wp, x, r), *(u[i] for i in range(n))]
             return [*d, *(r[2 * n + i] for i in range(len(d)))]
 
         def total(found: list[Any]) -> Any:
@@ -217,7 +225,8 @@ class ReachCost(Cost):
         def terminal(x: Any, r: Any) -> Any:
             return total(terminal_squares(x, r))
 
-        return WarpCost(("reach", n, goal, chain.turns, chain.offsets, chain.tool), running, terminal, squares, terminal_squares=terminal_squares)
+        key = "reach", n, goal, chain.turns, chain.offsets, chain.endless, chain.tool
+        return WarpCost(key, running, terminal, squares, terminal_squares=terminal_squares)
 
     @staticmethod
     def _total(parts: CostParts) -> Tensor:

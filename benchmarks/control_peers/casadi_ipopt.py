@@ -27,7 +27,7 @@ FLAGS = ["-O3", "-march=native", "-ffast-math", "-fPIC", "-shared"]
 LIBRARIES = ["-lmvec", "-lm"]
 IPOPT = {"ipopt.print_level": 0, "ipopt.sb": "yes", "ipopt.max_iter": 300, "ipopt.tol": 1e-6, "ipopt.linear_solver": "mumps"}
 SQP = {"print_header": False, "print_iteration": False, "print_status": False, "max_iter": 100, "tol_du": 1e-4, "tol_pr": 1e-6}
-OSQP = {"qpsol": "osqp", "qpsol_options": {"error_on_fail": False, "osqp.verbose": False, "osqp.eps_abs": 1e-5, "osqp.eps_rel": 1e-5}}
+OSQP = {"qpsol": "osqp", "qpsol_options": {"error_on_fail": False, "osqp.verbose": False}}
 HPIPM = {"qpsol": "hpipm", "qpsol_options": {"error_on_fail": False}}
 FATROP = {"structure_detection": "auto", "fatrop.print_level": 0, "fatrop.tol": 1e-6, "fatrop.max_iter": 300}
 RTI = {**SQP, "max_iter": 1, "max_iter_ls": 0}
@@ -36,11 +36,11 @@ VARIANTS = {
     "ipopt sx": ("SX", "ipopt", IPOPT, False),
     "ipopt c": ("SX", "ipopt", IPOPT, True),
     "ipopt mx c": ("MX", "ipopt", IPOPT, True),
-    "sqp c": ("SX", "sqpmethod", {**SQP, **OSQP, "gauss_newton": True}, True),
-    "sqp hpipm c": ("SX", "sqpmethod", {**SQP, **HPIPM, "gauss_newton": True}, True),
-    "fatrop c": ("SX", "fatrop", FATROP, True),
-    "rti c": ("SX", "sqpmethod", {**RTI, **OSQP, "gauss_newton": True}, True),
-    "rti hpipm c": ("SX", "sqpmethod", {**RTI, **HPIPM, "gauss_newton": True}, True),
+    "sqp c": ("MX", "sqpmethod", {**SQP, **OSQP, "gauss_newton": True}, True),
+    "sqp hpipm c": ("MX", "sqpmethod", {**SQP, **HPIPM, "gauss_newton": True}, True),
+    "fatrop c": ("MX", "fatrop", FATROP, True),
+    "rti c": ("MX", "sqpmethod", {**RTI, **OSQP, "gauss_newton": True}, True),
+    "rti hpipm c": ("MX", "sqpmethod", {**RTI, **HPIPM, "gauss_newton": True}, True),
 }
 """By name: form of the step, solver of ``nlpsol``, its options, and whether C code is compiled."""
 
@@ -101,7 +101,7 @@ class Shooting:
         symbols = ca.MX.sym("x", sum(v.numel() for v in (*z, x[-1])))
         value = ca.Function("blocks", [ca.vertcat(*z, x[-1]), goals, weight], [weight * ca.diagcat(*blocks)])
         return ca.Function("nlp_hess_l", [symbols, goals, weight, gaps], [value(symbols, goals, weight)], ["x", "p", "lam_f", "lam_g"],
-                           ["triu_hess_gamma_x_x"])
+                           ["hess_gamma_x_x"])
 
     def packed(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return states [H + 1, nx] and actions [H, nu] in the order of the variables."""

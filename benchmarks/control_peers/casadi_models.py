@@ -87,11 +87,11 @@ def final_cost(problem: Problem) -> ca.Function:
 
 
 def gauss_newton(problem: Problem) -> tuple[ca.Function, ca.Function]:
-    """Return ``h(x, goal)``, upper triangles of the Gauss-Newton Hessians of a step's and of the last state's cost by the state."""
+    """Return ``h(x, goal)``, the Gauss-Newton Hessians of a step's and of the last state's cost by the state."""
     x, g = ca.SX.sym("x", problem.nx), ca.SX.sym("g", problem.nx)
     slope = ca.jacobian(difference(problem, x, g), x)
     first, last = (2 * slope.T @ ca.diag(ca.DM(w)) @ slope for w in (problem.state, problem.terminal))
-    return ca.Function("first", [x, g], [ca.triu(first)]), ca.Function("last", [x, g], [ca.triu(last)])
+    return ca.Function("first", [x, g], [first]), ca.Function("last", [x, g], [last])
 
 
 def rollout(problem: Problem, step: ca.Function, actions: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Crocoddyl's own examples, as its wheel ships them: the arm (``examples/arm_manipulation_fwddyn``) and the cart-pole (notebook 02).
 
 Usage: crocoddyl_problems.py arm MODEL.json | cart-pole y angle speed rate w1 ... w6; then one solve for each line. Both are unlimited and
-solved by SolverFDDP, as in the examples: every state the first one; and the cart-pole also from a rollout without force. For the arm, which is C++ throughout, a model of the same rigid bodies is written to MODEL.json.
-The cart-pole's action model is Python here as in the notebook; ``crocoddyl_cart_pole.cpp`` is the same in C++.
+solved by SolverFDDP, as the examples start it, every state the first one, and from a rollout: of the cart-pole without force, of the arm
+under the torques that hold it. The arm is C++ throughout; the same rigid bodies are written to MODEL.json. The cart-pole's action
+model is Python here as in the notebook; ``crocoddyl_cart_pole.cpp`` is the same in C++.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ def solve_with(problem: crocoddyl.ShootingProblem, request: dict) -> dict:
     if "rolled out" in request["solver"]:
         still = [np.zeros(1)] * problem.T
         solver.solve(list(problem.rollout(still)), still, 500, True)
+    elif "held" in request["solver"]:
+        xs = [problem.x0] * (problem.T + 1)
+        us = list(problem.quasiStatic(xs[:-1]))
+        solver.solve(list(problem.rollout(us)), us, 500, True)
     else:
         solver.solve()
     return {"seconds": history.clock.seconds, "history": history.clock.history, "actions": [u.tolist() for u in solver.us],
@@ -67,17 +72,21 @@ def arm() -> tuple[crocoddyl.ShootingProblem, dict]:
               for c, dt in ((running, 1e-2), (terminal, 0.0))]
     problem = crocoddyl.ShootingProblem(start, [models[0]] * STEPS, models[1])
     problem.nthreads = 1
-    bodies = [{"name": model.names[j], "place": pose(model.jointPlacements[j]), "axis": axis(model.joints[j]), "mass": model.inertias[j].mass,
-               "centre": model.inertias[j].lever.tolist(), "inertia": model.inertias[j].inertia.tolist()} for j in range(1, model.njoints)]
+    bodies = [{"name": model.names[j], "place": pose(model.jointPlacements[j]), "mass": model.inertias[j].mass,
+               "centre": model.inertias[j].lever.tolist(), "inertia": model.inertias[j].inertia.tolist(),
+               "endless": model.nqs[j] == 2} for j in range(1, model.njoints)]
     tool = model.frames[frame]
-    chain = all(model.parents[j] == j - 1 for j in range(1, model.njoints))
+    assert all(model.parents[j] == j - 1 and model.joints[j].shortname().endswith("Z") for j in range(1, model.njoints))
+    assert tool.parentJoint == model.njoints - 1
     rng = np.random.default_rng(0)
-    actions = rng.uniform(-1, 1, (STEPS, nu)) * [2, 2, 2, 0.02, 0.02, 0.001]
+    actions = rng.uniform(-0.2, 0.2, (STEPS, nu)) * [1, 1, 1, 0.1, 0.1, 0.01]
     xs = problem.rollout(list(actions))
     cost = problem.calc(xs, list(actions))
-    about = {"bodies": bodies, "chain": chain, "frame": pose(tool.placement), "frame_parent": int(tool.parentJoint), "gravity":
-             model.gravity.linear.tolist(), "start": angles(model, start).tolist(), "goal": list(GOAL), "check_actions": actions.tolist(),
-             "check_states": [angles(model, x).tolist() for x in xs], "check_cost": cost}
+    states = np.stack([angles(model, x) for x in xs])
+    states[:, : model.nv] = np.unwrap(states[:, : model.nv], axis=0)
+    about = {"bodies": bodies, "frame": pose(tool.placement), "gravity": model.gravity.linear.tolist(),
+             "start": angles(model, start).tolist(), "goal": list(GOAL), "check_actions": actions.tolist(),
+             "check_states": states.tolist(), "check_cost": cost}
     return problem, about
 
 
@@ -93,15 +102,6 @@ def angles(model: pinocchio.Model, x: np.ndarray) -> np.ndarray:
 def pose(place: pinocchio.SE3) -> dict:
     """Return rotation and translation."""
     return {"rotation": place.rotation.tolist(), "translation": place.translation.tolist()}
-
-
-def axis(joint: pinocchio.JointModel) -> list[float]:
-    """Return the axis of a revolute joint, which the URDF's joints along z and others have."""
-    name = joint.shortname()
-    for k, letter in enumerate("XYZ"):
-        if name.endswith(letter):
-            return np.eye(3)[k].tolist()
-    raise ValueError(f"expected a revolute joint along an axis, received {name}")
 
 
 class CartPole(crocoddyl.ActionModelAbstract):
@@ -152,7 +152,8 @@ class CartPole(crocoddyl.ActionModelAbstract):
         """Return effective mass, acceleration of the cart and of the angle."""
         mu = self.cart + self.pole * s * s
         a = (f + self.pole * self.gravity * c * s - self.pole * self.length * s * rate * rate) / mu
-        return mu, a, (f / self.length * c + (self.cart + self.pole) * self.gravity / self.length * s - self.pole * c * s * rate * rate) / mu
+        b = (f * c + (self.cart + self.pole) * self.gravity * s) / self.length - self.pole * c * s * rate * rate
+        return mu, a, b / mu
 
 
 def cart_pole(numbers: list[float]) -> crocoddyl.ShootingProblem:
@@ -167,7 +168,8 @@ def main(name: str, arguments: list[str]) -> None:
     if name == "arm":
         problem, about = arm()
         Path(arguments[0]).write_text(json.dumps(about))
-        serve(lines, {"fddp": lambda request: solve_with(problem, request)}, {"settings": {"fddp": "SolverFDDP, as its example"}}, packages)
+        names = {"fddp": "SolverFDDP, as its example", "fddp, held": "the same from a rollout of the torques that hold the arm"}
+        serve(lines, dict.fromkeys(names, lambda request: solve_with(problem, request)), {"settings": names}, packages)
     else:
         problem = cart_pole([float(a) for a in arguments])
         names = {"python": "SolverFDDP, as its notebook", "python, rolled out": "the same from a rollout without force"}

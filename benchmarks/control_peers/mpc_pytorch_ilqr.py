@@ -73,9 +73,9 @@ def main(path: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     chosen = {n: v for n, v in VARIANTS.items() if n in names or not names}
     precision = {n: torch.float64 if n == "tuned" else torch.float32 for n in chosen}
-    serve(lines, {n: solver(problem, precision[n], v) for n, v in chosen.items()},
-          {**errors(problem), "settings": {n: {**{k: str(x) for k, x in v.items()}, "dtype": str(precision[n])} for n, v in chosen.items()}},
-          ("mpc", "torch", "numpy"))
+    solvers = {n: solver(problem, precision[n], v) for n, v in chosen.items()}
+    settings = {n: {**{k: str(x) for k, x in v.items()}, "dtype": str(precision[n])} for n, v in chosen.items()}
+    serve(lines, solvers, {**errors(problem), "settings": settings}, ("mpc", "torch", "numpy"))
 
 
 if __name__ == "__main__":

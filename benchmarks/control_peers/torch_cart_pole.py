@@ -49,7 +49,8 @@ class CartPole(nn.Module):
         d1[:, 1] += self.moment * (w * w * c + s * a2)  # less what the mass matrix changes
         d1[:, 3] += 2 * self.moment * w * s
         d2[:, 1] += self.moment * s * a1 - self.weight * c
-        low = self.dt / det.reshape(-1, 1, 1) * torch.stack([self.m22 * d1 - m12.unsqueeze(1) * d2, self.m11 * d2 - m12.unsqueeze(1) * d1], 1)
+        m12 = m12.unsqueeze(1)
+        low = self.dt / det.reshape(-1, 1, 1) * torch.stack([self.m22 * d1 - m12 * d2, self.m11 * d2 - m12 * d1], 1)
         low[:, 0, 2] += 1
         low[:, 1, 3] += 1
         high = self.dt * low
