@@ -41,8 +41,8 @@ CASES: dict[str, Callable[[Path, bool], Result]] = {
     "cart_pole": swing_up_case,
     "mppi": mppi_case,
     "crocoddyl_arm": arm_case,
-    "crocoddyl_cart_pole": lambda folder, quick: crocoddyl_case(folder, quick, NOTEBOOK, RUNNING),
-    "crocoddyl_swing_up": lambda folder, quick: crocoddyl_case(folder, quick, HANGING, STRONG),
+    "crocoddyl_cart_pole": lambda folder, quick: crocoddyl_case(folder, quick, NOTEBOOK, RUNNING, near=True),
+    "crocoddyl_swing_up": lambda folder, quick: crocoddyl_case(folder, quick, HANGING, STRONG, near=False),
 }
 
 

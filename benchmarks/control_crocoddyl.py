@@ -12,20 +12,25 @@ import numpy as np
 import torch
 from control_process import opened
 from control_solves import Ours, solved
+from scipy.linalg import solve_discrete_are
 from serial_arm import Chain, ReachCost, SerialArm
 from torch import Tensor
 
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.function_cost import FunctionCost
 from residual_mbrl.physics.cartpole import CartPole
-from residual_mbrl.planners import ILQR, ILQROptions
-from residual_mbrl.rollouts import rollout
+from residual_mbrl.planners import ILQR, ILQROptions, Plan
+from residual_mbrl.rollouts import linearise, rollout
 
 Result = dict[str, Any]
 
 
-def crocoddyl_case(folder: Path, quick: bool, start: Sequence[float], terminal: Sequence[float]) -> Result:
-    """ILQR on crocoddyl's cart-pole: residuals w [sin, 1 - cos, y, dy, dangle, f] from its upright angle, 50 steps of 0.05 s."""
+def crocoddyl_case(folder: Path, quick: bool, start: Sequence[float], terminal: Sequence[float], *, near: bool) -> Result:
+    """ILQR on crocoddyl's cart-pole: residuals w [sin, 1 - cos, y, dy, dangle, f] from its upright angle, 50 steps of 0.05 s.
+
+    From a rollout without force the pole falls, and solvers stay in the optimum where it hangs; where the start is near the upright, ours
+    begins with a linear regulator, as crocoddyl's own start does.
+    """
     running = (1.0, 1.0, 0.1, 0.001, 0.001, 1.0)
     dynamics, steps = ResidualDynamics(CartPole(dt=0.05)), 50
     weights = 0.5 * torch.tensor([running] * steps + [[*terminal]], dtype=torch.float64).square()
@@ -48,15 +53,32 @@ def crocoddyl_case(folder: Path, quick: bool, start: Sequence[float], terminal: 
         states = rollout(dynamics, first, actions.double(), backend="torch")
         return float(exact.total(states, actions.double()))
 
-    def planner(iterations: int) -> Callable[[], Tensor]:
+    def planner(iterations: int, warm: Plan | None = None) -> Callable[[], Tensor]:
         ilqr = ILQR(dynamics, single, ILQROptions(iterations=iterations), steps=steps, initial_action=0.0)
         state = first.float()
-        return lambda: ilqr.plan(state).actions
+        return lambda: ilqr.plan(state, warm).actions
 
     arguments = [*start, *terminal]
     peers = [opened(folder, "", "crocoddyl_cart_pole", arguments),
              opened(folder, "crocoddyl", "crocoddyl_problems.py", ["cart-pole", *arguments])]
-    return solved(Ours(planner, judge, iterations=500), judge, peers, quick)
+    rest = Ours(planner, judge, iterations=500)
+    if not near:
+        return solved(rest, judge, peers, quick)
+    warm = upright_feedback(dynamics, weights[0], steps)
+    return solved(Ours(lambda k: planner(k, warm), judge, iterations=500), judge, peers, quick, own={"ours, rolled out": rest})
+
+
+def upright_feedback(dynamics: ResidualDynamics, weights: Tensor, steps: int) -> Plan:
+    """Return a start near the upright, as crocoddyl's first iteration makes one: the linear regulator about it."""
+    up, still = torch.tensor([0.0, np.pi, 0.0, 0.0], dtype=torch.float64), torch.zeros(steps, 1, dtype=torch.float64)
+    states = up.expand(steps + 1, 4)
+    with torch.no_grad():
+        A, B = (m[0].numpy() for m in linearise(dynamics, states, still))
+    Q, R = np.diag(2 * weights[[2, 0, 3, 4]].numpy()), 2 * weights[5:].numpy()[None]  # of sin² the slope, of (1 - cos)² none
+    P = solve_discrete_are(A, B, Q, R)
+    gain = -np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A)
+    return Plan(actions=still.float(), states=states.float(), cost=torch.zeros(()), status=torch.zeros((), dtype=torch.int64), iterations=0,
+                seconds=0.0, dt=dynamics.dt, gains=torch.tensor(gain, dtype=torch.float32).expand(steps, 1, 4))
 
 
 def arm_case(folder: Path, quick: bool) -> Result:

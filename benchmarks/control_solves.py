@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 
 SAME = 1.01
 """A cost counts as that of the best solver up to this factor."""
+EQUAL = 1.0001
+"""And as that of one other solver up to this one."""
 
 
 class Solver(NamedTuple):
@@ -39,16 +41,24 @@ class Ours:
             if len(self.costs) >= iterations:
                 break
 
+    def reported(self) -> dict[str, Any]:
+        """Return a whole solve as a peer reports it."""
+        begun = time.perf_counter()
+        actions = self.full()
+        return {"seconds": time.perf_counter() - begun, "history": [], "actions": actions.tolist(), "iterations": len(self.costs)}
+
     def cut(self, cost: float) -> Callable[[], Tensor] | None:
         """Return the shortest solve that reaches a cost; None where none does."""
         enough = [k for k, c in enumerate(self.costs, 1) if c <= cost]
         return self.planner(enough[0]) if enough else None
 
 
-def solved(ours: Ours, judge: Callable[[Tensor], float], peers: Sequence[Peer | None], quick: bool) -> Result:
-    """Compare with every solver of the peers, and end them."""
+def solved(ours: Ours, judge: Callable[[Tensor], float], peers: Sequence[Peer | None], quick: bool,
+           own: Mapping[str, Ours] | None = None) -> dict[str, Any]:
+    """Compare with every solver of the peers, and with others of ours; end the peers."""
     running = [p for p in peers if p is not None]
     solvers = [Solver(f"{_name(p)} {n}".strip(), lambda p=p, n=n: p.solve(n)) for p in running for n in p.solvers]  # type: ignore[misc]
+    solvers = [Solver(n, o.reported) for n, o in (own or {}).items()] + solvers
     found = compared(ours, solvers, judge, rounds=3 if quick else 15, seconds=5.0 if quick else 20.0)
     result = {"rows": found, "peers": [p.about for p in running]}
     for p in running:
@@ -77,7 +87,7 @@ def compared(ours: Ours, solvers: Sequence[Solver], judge: Callable[[Tensor], fl
     runs = {s.name: [s.solve()] for s in solvers}
     ends = {n: judge(torch.tensor(r[0]["actions"], dtype=torch.float64)) for n, r in runs.items()}
     target = SAME * min([ours.cost, *ends.values()])
-    own = {"full": ours.full, "target": ours.cut(target), **{n: ours.cut(c * (1 + 1e-6)) for n, c in ends.items()}}
+    own = {"full": ours.full, "target": ours.cut(target), **{n: ours.cut(c * EQUAL) for n, c in ends.items()}}
     times: dict[str, list[float]] = {n: [] for n in own}
     for _ in range(rounds):
         for name, solve in own.items():
