@@ -10,8 +10,9 @@
 
 Everything runs on one core, which this process and all peers are pinned to, and repeats alternate. A cost is that of a solver's actions,
 rolled out and summed in float64 by one function. "To 1.01" is the time until the first iterate whose cost is at most 1.01 times the best
-that any solver ends with. Compiling and first calls are not timed. Peers' environments are made by ``control_peers/make.sh``; those that
-are missing are left out.
+that any solver ends with. On a machine that others use, ``CONTROL_CLOCK=cpu`` measures processor time in place of wall time (but in
+crocoddyl's C++): a short solve fits between others, a long one does not. Compiling and first calls are not timed. Peers' environments are
+made by ``control_peers/make.sh``; those that are missing are left out.
 
     benchmarks/control_peers/make.sh && python benchmarks/control.py --json benchmarks/results/control.json
 """
@@ -74,7 +75,7 @@ def main(options: Options) -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if options.core is None else options.core})
     torch.set_num_threads(1)
     say(f"{machine()}; load {os.getloadavg()[0]:.1f}")
-    results: dict[str, object] = {"machine": machine(), "load_before": os.getloadavg()[0]}
+    results: dict[str, object] = {"machine": machine(), "clock": os.environ.get("CONTROL_CLOCK", "wall"), "load_before": os.getloadavg()[0]}
     for name in options.only or CASES:
         results[name] = found = CASES[name](options.peers, options.quick)
         rows = found["rows"]

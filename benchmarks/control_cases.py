@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from control_problems import Problem, cart_pole, circle, quadratic, quadrotor
-from control_process import opened
+from control_process import now, opened
 from control_solves import Ours, solved
 from torch import Tensor
 
@@ -91,10 +90,10 @@ def _own_loop(problem: Problem, seed: int, ticks: int, noise: float) -> dict[str
                 limits=Limits(action_lower=problem.limits[0], action_upper=problem.limits[1]), initial_action=problem.guess[0])
     x, plan, times, actions = problem.start, None, [], []
     for _ in range(ticks):
-        begun = time.perf_counter()
+        begun = now()
         plan = mppi.plan(x.float(), warm=None if plan is None else shift(plan, 1))
         u = plan.actions[0].double()
-        times.append(time.perf_counter() - begun)
+        times.append(now() - begun)
         actions.append(u.tolist())
         x = rollout(problem.dynamics, x, u.unsqueeze(0), backend="torch")[1]
     return {"times": times, "actions": actions}
@@ -142,11 +141,11 @@ def _own_laps(problem: Problem, goals: Tensor, ticks: int) -> dict[str, Any]:
                 limits=Limits(action_lower=problem.limits[0], action_upper=problem.limits[1]), initial_action=problem.guess[0])
     x, plan, times, actions, targets = problem.start, None, [], [], goals.float()
     for t in range(ticks):
-        begun = time.perf_counter()
+        begun = now()
         cost = QuadraticCost(space=space, state=q, action=r, terminal=last, target=targets[t : t + problem.horizon + 1], trajectory=True)
         plan = ilqr.plan(x.float(), warm=None if plan is None else shift(plan, 1), cost=cost)
         u = plan.actions[0].double()
-        times.append(time.perf_counter() - begun)
+        times.append(now() - begun)
         actions.append(u.tolist())
         x = rollout(problem.dynamics, x, u.unsqueeze(0), backend="torch")[1]
     return {"times": times, "actions": actions}

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common import say
 
+now = time.process_time if os.environ.get("CONTROL_CLOCK") == "cpu" else time.perf_counter
+"""The clock of all measurements [s]."""
 SCRIPTS = Path(__file__).parent / "control_peers"
 ONE_THREAD = {n: "1" for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 

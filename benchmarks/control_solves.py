@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from control_process import Peer
+from control_process import Peer, now
 from torch import Tensor
 
 SAME = 1.01
@@ -43,9 +42,9 @@ class Ours:
 
     def reported(self) -> dict[str, Any]:
         """Return a whole solve as a peer reports it."""
-        begun = time.perf_counter()
+        begun = now()
         actions = self.full()
-        return {"seconds": time.perf_counter() - begun, "history": [], "actions": actions.tolist(), "iterations": len(self.costs)}
+        return {"seconds": now() - begun, "history": [], "actions": actions.tolist(), "iterations": len(self.costs)}
 
     def cut(self, cost: float) -> Callable[[], Tensor] | None:
         """Return the shortest solve that reaches a cost; None where none does."""
@@ -120,6 +119,6 @@ def _reached(run: dict[str, Any], target: float, end: float) -> float | None:
 
 
 def _timed(solve: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    begun = now()
     solve()
-    return time.perf_counter() - begun
+    return now() - begun

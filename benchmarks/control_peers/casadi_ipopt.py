@@ -21,7 +21,7 @@ from pathlib import Path
 import casadi as ca
 import numpy as np
 from casadi_models import final_cost, gauss_newton, rollout, stage_cost, step_function
-from problem import Clock, Lines, Problem, serve
+from problem import Clock, Lines, Problem, now, serve
 
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fPIC", "-shared"]
 LIBRARIES = ["-lmvec", "-lm"]
@@ -134,7 +134,7 @@ class Shooting:
         problem, x = self.problem, self.problem.start
         horizon, times, actions, z, duals = problem.horizon, [], [], self.first, {}
         for t in range(len(goals) - horizon):
-            begun = time.perf_counter()
+            begun = now()
             found = self.solved(x, z, goals[t : t + horizon + 1], **duals)
             z = np.asarray(found["x"]).reshape(-1)
             states, us = self.unpacked(z)
@@ -142,7 +142,7 @@ class Shooting:
             states = np.concatenate([states[1:], states[-1:]])
             z = self.packed(states, np.concatenate([us[1:], us[-1:]]))
             duals = {"lam_x0": found["lam_x"], "lam_g0": found["lam_g"]}
-            times.append(time.perf_counter() - begun)
+            times.append(now() - begun)
             actions.append(u.tolist())
             x = np.asarray(self.step(x, u)).reshape(-1)
         return {"times": times, "actions": actions, "build_seconds": self.building}

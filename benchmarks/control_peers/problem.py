@@ -15,6 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+now = time.process_time if os.environ.get("CONTROL_CLOCK") == "cpu" else time.perf_counter
+"""The clock of all measurements [s]."""
+
 
 class Problem:
     """A problem as ``control_problems.Problem.save`` wrote it; every array is an attribute, and so is every number of its head."""
@@ -57,12 +60,12 @@ class Clock:
 
     def __init__(self) -> None:
         self.history: list[tuple[float, float]] = []
-        self._paused, self._begun = 0.0, time.perf_counter()
+        self._begun = now()
 
     @property
     def seconds(self) -> float:
         """Since the start."""
-        return time.perf_counter() - self._begun
+        return now() - self._begun
 
     def note(self, cost: float) -> None:
         """Add an iterate."""

@@ -7,12 +7,11 @@ weight by; its own cost of perturbations comes on top, as it does in its algorit
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from problem import Lines, Problem, serve
+from problem import Lines, Problem, now, serve
 from pytorch_mppi import MPPI
 from torch import Tensor
 from torch_cart_pole import CartPole, errors
@@ -46,9 +45,9 @@ def solver(problem: Problem, *, compiled: bool) -> Callable[[dict], dict]:
                     U_init=torch.tensor(problem.guess, dtype=dtype))
         x, states, actions, times = torch.tensor(problem.start), [], [], []
         for _ in range(request["ticks"]):
-            begun = time.perf_counter()
+            begun = now()
             u = mppi.command(x.to(dtype))
-            times.append(time.perf_counter() - begun)
+            times.append(now() - begun)
             u = u.double().clamp(*torch.tensor(problem.limits))
             states.append(x.tolist())
             actions.append(u.tolist())
