@@ -30,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "costs": {"baselines", "physics", "spaces"},
     "fused": {"baselines", "costs", "dynamics", "kernels", "physics", "residuals", "spaces"},
     "rollouts": {"baselines", "costs", "dynamics", "errors", "first_order", "fused", "residuals", "spaces"},
+    "policies": {"baselines", "errors", "files", "residuals", "spaces"},
+    "policy_rollouts": {"baselines", "costs", "dynamics", "fused", "policies", "rollouts", "spaces"},
     "effects": {"baselines", "errors"},
     "sensors": {"baselines", "effects", "errors", "spaces", "windows"},
     "log_checks": {"errors", "sensors", "trajectories"},

@@ -1,0 +1,1 @@
+"""Policies trained through a model."""
