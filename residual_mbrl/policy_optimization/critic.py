@@ -1,0 +1,89 @@
+"""A value fitted to what policies cost: TD(λ) targets against a slow copy (Xu et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from residual_mbrl.policies.value import Value
+from residual_mbrl.policy_optimization.regression import apply, outputs, regression
+from residual_mbrl.rollouts import Backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticOptions:
+    """How a value is fitted.
+
+    Args:
+        rate: Learning rate of Adam.
+        rounds: Times that the data of an iteration are gone through.
+        batches: Parts of the data in each round.
+        trace: λ of the targets, 1 for costs of the whole window, 0 for those of one step.
+        follow: Part of the way that the slow copy goes towards the value in each iteration.
+        largest: Norm that gradients are cut to.
+    """
+
+    rate: float = 2e-3
+    rounds: int = 4
+    batches: int = 4
+    trace: float = 0.95
+    follow: float = 0.3
+    largest: float = 1.0
+
+
+def traced_targets(running: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:
+    """Return ``V_t = c_t + γ ((1 - λ) V'(x_{t+1}) + λ V_{t+1})`` with ``V_H = V'(x_H)``, shape [*batch, H].
+
+    Args:
+        running: Cost of each step, shape [*batch, H].
+        values: V' of each state, the last included, shape [*batch, H + 1].
+        discount: γ.
+        trace: λ.
+    """
+    after, found = values[..., -1], []
+    for t in range(running.shape[-1] - 1, -1, -1):
+        after = running[..., t] + discount * ((1 - trace) * values[..., t + 1] + trace * after)
+        found.append(after)
+    return torch.stack(found[::-1], -1)
+
+
+def fit_value(value: Value, slow: Value, optimizer: torch.optim.Optimizer, states: Tensor, running: Tensor, discount: float,
+              options: CriticOptions, generator: torch.Generator, backend: Backend) -> float:
+    """Fit a value to windows, and let its slow copy follow; return the mean squared error of the last round.
+
+    Args:
+        value: Changed in place.
+        slow: Changed in place.
+        optimizer: Of the value's weights.
+        states: Shape [*batch, H + 1, nx].
+        running: Cost of each step, shape [*batch, H].
+        discount: Of a step.
+        options: How.
+        generator: Of the order of samples.
+        backend: What computes gradients.
+    """
+    targets = traced_targets(running, outputs(slow, states, backend=backend), discount, options.trace).flatten()
+    x = states[..., :-1, :].reshape(-1, states.shape[-1])
+    sound = torch.isfinite(targets) & torch.isfinite(x).all(-1)
+    x, targets = x[sound], targets[sound]
+    if not len(targets):
+        return float("nan")
+    if float(value.scale) == 1.0:  # once, from the first data: a network's outputs are about one
+        for module in (value, slow):
+            module.scale.fill_(float(targets.square().mean().sqrt().clamp_min(1e-6)))
+    error = float("nan")
+    for _ in range(options.rounds):
+        errors = []
+        for part in torch.randperm(len(targets), generator=generator).chunk(options.batches):
+            # in units of the scale, so that the rate does not depend on what costs are measured in
+            found = regression(value, x[part], targets[part], backend=backend)
+            scale = float(value.scale) ** 2
+            apply(value, {n: g / scale for n, g in found.weights.items()}, optimizer, options.largest)
+            errors.append(found.error)
+        error = sum(errors) / len(errors)
+    with torch.no_grad():
+        for a, b in zip(slow.parameters(), value.parameters(), strict=True):
+            a.lerp_(b, options.follow)
+    return error
