@@ -1,9 +1,10 @@
 """Gradient training of policies: environment steps per second through the fused kernels and through the torch backend.
 
 A cart-pole (semi-implicit Euler, 0.02 s) with a learned force of two hidden layers of 64 tanh units under a policy of the same size,
-float32. One iteration is what the algorithm does: windows of all worlds, their gradient by the policy's weights, a step of Adam; for SHAC
-also the value's targets and its 16 steps. Both backends run the same code but for the rollouts and fits, interleaved in one process, and
-medians are compared. The time that a policy takes for one action in numpy stands below, and what training a swing-up takes.
+float32, on one thread. One iteration is what the algorithm does: windows of all worlds, their gradient by the policy's weights, a step of
+Adam; for SHAC also the value's targets and its 16 steps. Both backends run the same code but for the rollouts and fits, interleaved in one
+process, and medians of processor time are compared (with one thread it is wall time on a core of one's own). The time that a policy takes
+for one action in numpy stands below, and what training a swing-up takes.
 
     python benchmarks/policies.py --json benchmarks/results/policies.json
 """
@@ -43,19 +44,17 @@ class Options(CommonOptions):
     Args:
         worlds: Parallel worlds of each comparison.
         repeats: Turns of both backends.
-        threads: Threads of torch and of the kernels.
         seeds: Trainings of the swing-up.
     """
 
     worlds: tuple[int, ...] = (16, 64, 256, 1024)
     repeats: int = 15
-    threads: int = 1
     seeds: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison: environment steps per second of each backend, medians over interleaved turns."""
+    """One comparison: environment steps per processor second of each backend, medians over interleaved turns."""
 
     algorithm: str
     worlds: int
@@ -130,12 +129,12 @@ def compared(algorithm: str, worlds: int, options: Options) -> Row:
     for _ in range(options.repeats):
         for backend, count in turns.items():
             for _ in range(count):
-                begin = time.perf_counter()
+                begin = time.process_time()
                 runs[backend].iterate(backend)
-                times[backend].append(time.perf_counter() - begin)
+                times[backend].append(time.process_time() - begin)
     rates = {b: worlds * HORIZON / float(np.median(t)) for b, t in times.items()}
     return Row(algorithm=algorithm, worlds=worlds, fused=rates["fused"], torch=rates["torch"], ratio=rates["fused"] / rates["torch"],
-               threads=options.threads, machine=machine())
+               threads=1, machine=machine())
 
 
 def numpy_step() -> float:
@@ -161,7 +160,7 @@ def trained(seeds: int, quick: bool) -> list[dict[str, float | str]]:
 
 
 def main(options: Options) -> None:
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     rows = [compared(a, n, options) for a in ("apg", "shac") for n in (options.worlds[:2] if options.quick else options.worlds)]
     show("Environment steps per second of training", ["algorithm", "worlds", "fused", "torch", "ratio"],
          [(r.algorithm, r.worlds, r.fused, r.torch, r.ratio) for r in rows])

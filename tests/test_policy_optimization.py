@@ -7,7 +7,7 @@ import math
 import policy_problem as problem
 import pytest
 import torch
-from problems import system
+from problems import randomise, system
 
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.errors import ModelError
@@ -15,8 +15,11 @@ from residual_mbrl.policies import LinearPolicy, MLPPolicy, Value
 from residual_mbrl.policy_optimization import CriticOptions, TrainingOptions, apg, shac, usable_horizon
 from residual_mbrl.policy_optimization.critic import traced_targets
 from residual_mbrl.policy_optimization.distillation import DistillationOptions, distil
+from residual_mbrl.policy_optimization.values import ValueCost, warm_actions
 from residual_mbrl.policy_rollouts import policy_rollout
 from residual_mbrl.residuals import Feature, Unstructured
+from residual_mbrl.rollouts import cost_gradient, rollout
+from residual_mbrl.tasks import WithoutEnd
 
 FEW = {"worlds": 32, "horizon": 16, "iterations": 150, "evaluated": 32}
 
@@ -169,3 +172,32 @@ def test_wrong_arguments_are_named(call, message):
     """With what was expected and received."""
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_value_ends_a_planners_cost(backend):
+    """Costs and gradients of given actions are those of the value's own rollout, its weights being data."""
+    model, task = problem.dynamics(), problem.task()
+    value = randomise(Value(space=model.space, features=problem.policy().features.features, hidden=(6, 5)), scale=0.6)
+    value.normalise(3 * torch.randn(50, 2, dtype=torch.float64))
+    value.scale.fill_(4.0)
+    x, u = task.starts(3, 5), torch.randn(5, 12, 1, dtype=torch.float64)
+    cost = ValueCost(task.cost, value, 0.9)
+    for _ in range(2):
+        found, states = cost_gradient(model, x, u, cost, backend=backend), rollout(model, x, u, backend="torch")
+        plain = cost_gradient(model, x, u, WithoutEnd(task.cost), backend="torch")
+        torch.testing.assert_close(found.costs, plain.costs + 0.9 * value(states[:, -1]).detach(), rtol=1e-9, atol=1e-9)
+        moved = u.clone().requires_grad_()
+        total = (0.9 * value(rollout(model, x, moved, backend="torch")[:, -1])).sum()
+        torch.testing.assert_close(found.actions, plain.actions + torch.autograd.grad(total, moved)[0], rtol=1e-7, atol=1e-7)
+        value.network.weights[0].data.mul_(0.7)
+
+
+def test_a_policy_says_where_a_planner_may_begin():
+    """Its actions under the model."""
+    model, task, policy = problem.dynamics(), problem.task(), problem.policy()
+    randomise(policy, scale=0.3)
+    x = task.starts(3, 5)
+    actions = warm_actions(model, policy, x, task.cost, 7)
+    states = rollout(model, x, actions)
+    torch.testing.assert_close(actions, policy(states[:, :-1]).detach())
