@@ -188,3 +188,24 @@ def test_regression_is_that_of_torch(kind, count, dtype):
     assert abs(found.error - exact.error) < 10 * tolerance * exact.error
     for name, by in exact.weights.items():
         assert relative(found.weights[name], by) < 10 * tolerance, name
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "value"])
+def test_steps_of_adam_are_those_of_torch(kind):
+    """Weights and moments after several launches, with gradients cut and a last part that is smaller."""
+    from residual_mbrl.policy_optimization.regression import train
+
+    dynamics = model("double_pendulum")
+    x, found = random_states(dynamics.baseline, 700), {}
+    target = 5 * numbers(700) if kind == "value" else numbers(700, 2)
+    for backend in ("torch", "fused"):
+        head = value_for(dynamics) if kind == "value" else policy_for(dynamics, kind)
+        adam = torch.optim.Adam(head.parameters(), 3e-3, betas=(0.7, 0.95), fused=True)
+        generator, errors = torch.Generator().manual_seed(0), []
+        for _ in range(2):
+            order = torch.stack([torch.randperm(700, generator=generator) for _ in range(3)])
+            errors.append(train(head, x, target, adam, order, 256, largest=1.0, unit=4.0, backend=backend))
+        moments = [adam.state[w][n] for w in head.parameters() for n in ("exp_avg", "exp_avg_sq", "step")]
+        found[backend] = [torch.cat(errors), *(w.detach() for w in head.parameters()), *moments]
+    for a, b in zip(found["fused"], found["torch"], strict=True):
+        assert relative(a, b.double()) < 1e-9

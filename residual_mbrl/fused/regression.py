@@ -57,6 +57,38 @@ def fused_fit(module: nn.Module, form: WarpForm | None, state: Tensor, data: Ten
     return Fit(found, errors, [p for p in parts if p is not None])
 
 
+class Moments(NamedTuple):
+    """What Adam remembers of a head's weights, each shape [weights], and its numbers; see ``kernels.regression.SETTINGS``."""
+
+    mean: Tensor
+    square: Tensor
+    settings: list[float]
+
+
+def fused_training(module: nn.Module, form: WarpForm | None, state: Tensor, data: Tensor, target: Tensor, order: Tensor, size: int,
+                   moments: Moments) -> tuple[Tensor, Tensor, int]:
+    """Take steps of Adam on the mean squared error; return the weights [weights], the error before each step, and steps made so far.
+
+    Args:
+        module: The policy or value, which is not changed.
+        form: Its Warp form as ``warp_form_of`` says.
+        state: Shape [N, nx].
+        data: Shape [N, data], at least one entry.
+        target: Shape [N, outputs].
+        order: Of samples, int64, shape [rounds, N].
+        size: Samples of a step.
+        moments: Changed in place, in the states' precision.
+    """
+    head, x, d, wanted = head_state(module, form, target.shape[-1]), state.contiguous(), data.contiguous(), target.contiguous()
+    flat, rows, settings = _flat(head, x.dtype), order.contiguous(), torch.tensor(moments.settings, dtype=torch.float64)
+    errors, by = x.new_empty(order.shape[0] * -(-x.shape[0] // size)), torch.empty_like(flat)
+    _regression(head, x, d).train(
+        x.shape[0], size, order.shape[0], flat=flat.data_ptr(), initial=x.data_ptr(), data=d.data_ptr(), references=wanted.data_ptr(),
+        policy_constants=head.constants[x.dtype].data_ptr(), order=rows.data_ptr(), mean=moments.mean.data_ptr(),
+        square=moments.square.data_ptr(), settings=settings.data_ptr(), grad_weights=by.data_ptr(), costs=errors.data_ptr())
+    return flat[0], errors, int(settings[0])
+
+
 def _flat(head: HeadState, dtype: torch.dtype) -> Tensor:
     flat = head.flat(dtype)
     if flat is None:

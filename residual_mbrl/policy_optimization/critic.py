@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from residual_mbrl.policies.value import Value
-from residual_mbrl.policy_optimization.regression import apply, outputs, regression
+from residual_mbrl.policy_optimization.regression import outputs, train
 from residual_mbrl.rollouts import Backend
 
 
@@ -42,14 +42,16 @@ def traced_targets(running: Tensor, values: Tensor, discount: float, trace: floa
         discount: γ.
         trace: λ.
     """
-    after, found = values[..., -1], []
-    for t in range(running.shape[-1] - 1, -1, -1):
-        after = running[..., t] + discount * ((1 - trace) * values[..., t + 1] + trace * after)
-        found.append(after)
-    return torch.stack(found[::-1], -1)
+    H = running.shape[-1]
+    decay = (discount * trace) ** torch.arange(H, dtype=torch.float64)
+    later = torch.arange(H)[:, None] - torch.arange(H)[None]  # rows of the sum over steps s from t on: [s, t]
+    sums = torch.where(later >= 0, decay[later.clamp_min(0)], 0.0).to(running)
+    steps = running + discount * (1 - trace) * values[..., 1:]
+    steps = torch.cat([steps[..., :-1], steps[..., -1:] + discount * trace * values[..., -1:]], -1)
+    return steps @ sums
 
 
-def fit_value(value: Value, slow: Value, optimizer: torch.optim.Optimizer, states: Tensor, running: Tensor, discount: float,
+def fit_value(value: Value, slow: Value, optimizer: torch.optim.Adam, states: Tensor, running: Tensor, discount: float,
               options: CriticOptions, generator: torch.Generator, backend: Backend) -> float:
     """Fit a value to windows, and let its slow copy follow; return the mean squared error of the last round.
 
@@ -73,17 +75,10 @@ def fit_value(value: Value, slow: Value, optimizer: torch.optim.Optimizer, state
     if float(value.scale) == 1.0:  # once, from the first data: a network's outputs are about one
         for module in (value, slow):
             module.scale.fill_(float(targets.square().mean().sqrt().clamp_min(1e-6)))
-    error = float("nan")
-    for _ in range(options.rounds):
-        errors = []
-        for part in torch.randperm(len(targets), generator=generator).chunk(options.batches):
-            # in units of the scale, so that the rate does not depend on what costs are measured in
-            found = regression(value, x[part], targets[part], backend=backend)
-            scale = float(value.scale) ** 2
-            apply(value, {n: g / scale for n, g in found.weights.items()}, optimizer, options.largest)
-            errors.append(found.error)
-        error = sum(errors) / len(errors)
+    order = torch.stack([torch.randperm(len(targets), generator=generator) for _ in range(options.rounds)])
+    errors = train(value, x, targets, optimizer, order, -(-len(targets) // options.batches), largest=options.largest,
+                   unit=float(value.scale) ** 2, backend=backend)
     with torch.no_grad():
         for a, b in zip(slow.parameters(), value.parameters(), strict=True):
             a.lerp_(b, options.follow)
-    return error
+    return float(errors.reshape(options.rounds, -1)[-1].mean())

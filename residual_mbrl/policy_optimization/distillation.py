@@ -12,7 +12,7 @@ from torch import Tensor
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.policies.base import Policy
 from residual_mbrl.policies.networks import NetworkPolicy
-from residual_mbrl.policy_optimization.regression import apply, outputs, regression
+from residual_mbrl.policy_optimization.regression import outputs, train
 from residual_mbrl.policy_rollouts import policy_rollout
 from residual_mbrl.rollouts import Backend
 from residual_mbrl.tasks import Task, WithoutEnd
@@ -105,11 +105,9 @@ def distil(dynamics: ResidualDynamics, expert: Policy, policy: NetworkPolicy, ta
     return Distilled(policy=policy, rounds=tuple(rounds))
 
 
-def _clone(policy: NetworkPolicy, x: Tensor, u: Tensor, adam: torch.optim.Optimizer, options: DistillationOptions,
+def _clone(policy: NetworkPolicy, x: Tensor, u: Tensor, adam: torch.optim.Adam, options: DistillationOptions,
            generator: torch.Generator, backend: Backend) -> None:
     """Fit a policy's mean to actions, differences counted in halves of the range."""
     scale = float((policy.high - policy.low).square().mean()) / 4
-    for _ in range(options.epochs):
-        for part in torch.randperm(len(x), generator=generator).split(options.samples):
-            found = regression(policy, x[part], u[part], backend=backend)
-            apply(policy, {n: g / scale for n, g in found.weights.items()}, adam, options.largest)
+    order = torch.stack([torch.randperm(len(x), generator=generator) for _ in range(options.epochs)])
+    train(policy, x, u, adam, order, options.samples, largest=options.largest, unit=scale, backend=backend)

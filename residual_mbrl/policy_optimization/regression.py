@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from residual_mbrl.fused.closed_loop import warp_form_of
-from residual_mbrl.fused.regression import fused_fit, fused_outputs
+from residual_mbrl.fused.regression import Moments, fused_fit, fused_outputs, fused_training
 from residual_mbrl.policies.networks import NetworkPolicy
 from residual_mbrl.policies.value import Value
 from residual_mbrl.policy_rollouts import refusal, weight_names
@@ -70,6 +70,48 @@ def regression(head: Head, state: Tensor, target: Tensor, goal: Tensor | None = 
         error = (head(state, goal=goal) - target).square().sum() / state.shape[0]
         slopes = torch.autograd.grad(error, list(head.parameters()))
     return Regression(float(error.detach()), dict(zip((n for n, _ in head.named_parameters()), slopes, strict=True)))
+
+
+def train(head: Head, state: Tensor, target: Tensor, adam: torch.optim.Adam, order: Tensor, size: int, *, largest: float = float("inf"),
+          unit: float = 1.0, backend: Backend = "auto") -> Tensor:
+    """Take steps of Adam on the mean squared error over ``unit``; return the error before each step.
+
+    Fused, all steps are one launch.
+
+    Args:
+        head: Changed in place.
+        state: Shape [N, nx] or longer.
+        target: Actions [N, nu] or values [N].
+        adam: Of all weights of the head, without weight decay.
+        order: Of samples, int64, shape [rounds, N].
+        size: Samples of a step.
+        largest: Norm that gradients are cut to.
+        unit: What squared errors are counted in, so that a rate does not depend on the targets' unit.
+        backend: "auto" and "fused" use the kernel where there is one.
+    """
+    weights = [dict(head.named_parameters())[n] for n in weight_names(head)]
+    if not _fuses(head, state, backend) or any(w.dtype != state.dtype for w in weights):
+        errors = []
+        for row in order:
+            for part in row.split(size):
+                found = regression(head, state[part], target[part], backend=backend)
+                apply(head, {n: g / unit for n, g in found.weights.items()}, adam, largest)
+                errors.append(found.error)
+        return torch.tensor(errors, dtype=state.dtype)
+    x, data = _flattened(head, state, None)
+    group, known = adam.param_groups[0], [adam.state.get(w, {}) for w in weights]
+    mean, square = (torch.cat([(k[n] if n in k else torch.zeros_like(w)).reshape(-1) for k, w in zip(known, weights, strict=True)])
+                    for n in ("exp_avg", "exp_avg_sq"))
+    begun = float(known[0].get("step", 0.0))
+    moments = Moments(mean, square, [begun, group["lr"], *group["betas"], group["eps"], largest, unit])
+    wanted = target.reshape(x.shape[0], -1).to(x)
+    flat, errors, step = fused_training(head, warp_form_of(head, head.warp_form), x, data, wanted, order, size, moments)
+    sizes = [w.numel() for w in weights]
+    with torch.no_grad():
+        for w, new, m, v in zip(weights, flat.split(sizes), mean.split(sizes), square.split(sizes), strict=True):
+            w.copy_(new.view_as(w))
+            adam.state[w] = {"step": torch.tensor(float(step)), "exp_avg": m.view_as(w).clone(), "exp_avg_sq": v.view_as(w).clone()}
+    return errors
 
 
 def apply(module: nn.Module, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer, largest: float | None = None) -> float:

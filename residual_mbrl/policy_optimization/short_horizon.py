@@ -202,8 +202,8 @@ class Run:
         shape = (*self.state.shape[:-1], horizon, self.policy.noise_size)
         noise = torch.randn(shape, generator=self.generator, dtype=o.dtype) if self.policy.noise_size else None
         loop = Loop(noise=noise, value=self.slow, discount=o.discount)
-        found = policy_gradient(self.dynamics, self.policy, self.state, self.window, horizon, loop, weighting=self._weighting, rollout=True,
-                                backend=backend)
+        found = policy_gradient(self.dynamics, self.policy, self.state, self.window, horizon, loop, rollout=True, backend=backend,
+                                weighting=self._weighting if self.members and o.penalty else None)
         rollout = found.rollout
         if rollout is None:
             raise RuntimeError("training: no rollout")
@@ -212,7 +212,7 @@ class Run:
         meta["steps"] += self.state[..., 0].numel() * horizon
         norm, error = float("nan"), float("nan")
         if all(bool(torch.isfinite(g).all()) for g in found.weights.values()):
-            norm = apply(self.policy, found.weights, self.adam, o.largest)
+            norm = apply(self.policy, {n: g / found.costs.numel() for n, g in found.weights.items()}, self.adam, o.largest)
             if self.value is not None and self.slow is not None and self.critic_adam is not None:
                 error = fit_value(self.value, self.slow, self.critic_adam, rollout.states, rollout.running, o.discount, o.critic,
                                   self.generator, backend)
@@ -234,12 +234,9 @@ class Run:
         self.meta["horizon"] = min(o.horizon, usable)
 
     def _weighting(self, costs: Tensor) -> Tensor:
-        """Return the gradient of the mean over worlds of mean and ``penalty`` deviations over members."""
-        even = torch.full_like(costs, 1 / costs.numel())
-        if not self.members or self.options.penalty == 0:
-            return even
+        """Return the gradient of the sum over worlds of ``penalty`` deviations over members beside each cost."""
         off = costs - costs.mean(0)
-        return even * (1 + self.options.penalty * off / off.square().mean(0).sqrt().clamp_min(1e-12))
+        return (1 + self.options.penalty * off / off.square().mean(0).sqrt().clamp_min(1e-12))
 
     def _go_on(self, rollout: PolicyRollout, horizon: int) -> None:
         """Take the last states as the next first ones; all members of a world go on from one of theirs."""
