@@ -19,7 +19,7 @@ PLACES = {name: i for i, name in enumerate(FIELDS)}
 SETTINGS = ("step", "rate", "beta1", "beta2", "epsilon", "largest", "unit")
 """Steps of Adam made so far, its numbers, the norm that gradients are cut to, and the unit that errors are counted in."""
 
-ONE_PASS = """
+ONE_STEP = """
     // a block is a span of rows, each a register of samples wide; scratch: rows and deltas of a span
     static void block(long long* a, long index, R* scratch, long piece) {
         const long own = a[F_policy_row], span = a[F_span], N = a[F_batch];
@@ -153,7 +153,7 @@ class Regression:
     static inline T get(const R* row, int slot) {{ return ((const T*)row)[slot]; }}
     enum {{ NX = {nx}, ND = {data}, NO = {head.outputs} }};
     {layers_text(self._schedule)}{head_text("policy", head, data, nx, 1)}"""
-        self._one_pass, self._train = (assemble(self._schedule, text, main, FIELDS).table() for main in (ONE_PASS, TRAIN))
+        self._one_step, self._train = (assemble(self._schedule, text, main, FIELDS).table() for main in (ONE_STEP, TRAIN))
         self._pack = pack_kernel(real).table()
         dtype = np.float32 if real == "float" else np.float64
         self._packed, self._gradients = (aligned_zeros(max(n, 16), dtype=dtype) for n in (len(net.packing), net.gradients))
@@ -186,7 +186,7 @@ class Regression:
             blocks = -(-samples // (SPAN * self._schedule.lanes))
             for name, value in {"batch": samples, "blocks": blocks, "piece": blocks, **addresses}.items():
                 values[PLACES[name]] = value
-            self._one_pass(values)
+            self._one_step(values)
 
     def train(self, samples: int, size: int, rounds: int, **addresses: int) -> None:
         """Take steps of Adam, ``size`` samples each, and write the mean squared error before each step.

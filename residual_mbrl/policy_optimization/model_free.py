@@ -16,7 +16,7 @@ except ImportError as error:
     raise ModelError("learners of stable-baselines3 need: pip install residual-mbrl[rl]") from error
 
 
-class BaselinesEnv(VecEnv):  # type: ignore[misc]
+class BaselinesEnv(VecEnv):
     """A ``ModelEnv`` whose episodes begin anew in the step in which they end, as stable-baselines3 wants it.
 
     Args:

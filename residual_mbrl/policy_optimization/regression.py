@@ -91,13 +91,13 @@ def train(head: Head, state: Tensor, target: Tensor, adam: torch.optim.Adam, ord
     """
     weights = [dict(head.named_parameters())[n] for n in weight_names(head)]
     if not _fuses(head, state, backend) or any(w.dtype != state.dtype for w in weights):
-        errors = []
+        seen = []
         for row in order:
             for part in row.split(size):
                 found = regression(head, state[part], target[part], backend=backend)
                 apply(head, {n: g / unit for n, g in found.weights.items()}, adam, largest)
-                errors.append(found.error)
-        return torch.tensor(errors, dtype=state.dtype)
+                seen.append(found.error)
+        return torch.tensor(seen, dtype=state.dtype)
     x, data = _flattened(head, state, None)
     group, known = adam.param_groups[0], [adam.state.get(w, {}) for w in weights]
     mean, square = (torch.cat([(k[n] if n in k else torch.zeros_like(w)).reshape(-1) for k, w in zip(known, weights, strict=True)])

@@ -61,7 +61,8 @@ class ValueCost(Cost):
 
     def terminal(self, state: Tensor, reference: Tensor) -> Tensor:
         """Return the weighted value, shape [*batch]."""
-        return self.weight * self.value(state)
+        found: Tensor = self.value(state)
+        return self.weight * found
 
     def warp_form(self) -> WarpCost | None:
         """Return the same functions in Warp; None where the cost has none or the value is large."""
