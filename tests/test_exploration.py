@@ -41,15 +41,15 @@ def test_gain_is_that_of_the_fisher_information():
         assert float(found[k]) == pytest.approx(float(exact), rel=1e-4)
 
 
-def test_searched_excitation_says_more_than_random_of_twice_its_length():
-    """Of all parameters together, in the model."""
+def test_searched_excitation_says_more_than_random():
+    """Of all parameters together, in the model, than the best of 32; how much data that saves, the benchmark shows."""
     model, task = problem.dynamics(), problem.task()
     options = InformationOptions(free=FREE, noise=1e-2, search=SearchOptions(iterations=8))
     planned = torch.tensor(information_excitation(model, task, 30, 3, options))
     assert planned.abs().max() <= 20
-    others = torch.stack([torch.tensor(random_excitation(model, task, 60, s)) for s in range(32)])
+    others = torch.stack([torch.tensor(random_excitation(model, task, 30, s)) for s in range(32)])
     first = task.starts(3, 1)[0]
-    assert information_gain(model, first, planned, options) > information_gain(model, first, others, options).median()
+    assert information_gain(model, first, planned, options) > information_gain(model, first, others, options).max()
 
 
 def test_searched_excitation_keeps_the_limits_that_it_is_given():

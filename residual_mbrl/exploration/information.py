@@ -40,7 +40,9 @@ class InformationOptions:
 
 
 def information_gain(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, options: InformationOptions, seed: int = 0) -> Tensor:
-    """Return ``E_θ ½ log det(1 + Σ F(θ))`` [nat] of experiments, shape [*batch], and minus infinity where a state goes too far.
+    """Return ``E_θ ½ log det(1 + Σ F(θ))`` [nat] of experiments, shape [*batch].
+
+    Where a state goes too far there is less than none: minus the part by which it goes beyond, minus infinity where it is not finite.
 
     F is the Fisher information of the measured states, ``Σ_t (∂x_t/∂θ)ᵀ R⁻¹ ∂x_t/∂θ``, by central differences of rollouts; θ is drawn
     about the model's own values, within bounds. See e.g. Swevers et al., Optimal robot excitation and identification (1997).
@@ -76,10 +78,10 @@ def information_gain(dynamics: ResidualDynamics, state: Tensor, actions: Tensor,
     information = rows @ rows.mT
     eye = torch.eye(len(free), dtype=torch.float64)
     gain = 0.5 * torch.logdet(eye + options.spread**2 * information.nan_to_num(0.0)).mean(0)
-    lost = ~torch.isfinite(states).all(-1).all(-1).all(0).all(0)
     if options.largest is not None:
-        lost |= (states.abs() > torch.tensor(options.largest, dtype=torch.float64)).any(-1).any(-1).any(0).any(0)
-    return torch.where(lost, -torch.inf, gain)
+        beyond = (states.abs() / torch.tensor(options.largest, dtype=torch.float64)).amax((0, 1, -2, -1)) - 1
+        gain = torch.where(beyond > 0, -beyond, gain)
+    return torch.where(torch.isfinite(states).all(-1).all(-1).all(0).all(0), gain, -torch.inf)
 
 
 def information_excitation(dynamics: ResidualDynamics, task: Task, steps: int, seed: int,

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from residual_mbrl.errors import ModelError
 from residual_mbrl.model_env import ModelEnv
 
 try:
     from stable_baselines3.common.vec_env import VecEnv
-except ImportError as error:
-    raise ModelError("learners of stable-baselines3 need: pip install residual-mbrl[rl]") from error
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("learners of stable-baselines3 need: pip install residual-mbrl[rl]", name="stable_baselines3") from error
 
 
 class BaselinesEnv(VecEnv):
