@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from threading import Lock
+from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
 
@@ -43,6 +43,8 @@ THREAD_WORK = 60e-6
 """Estimated seconds of a sweep below which a second thread costs more than it gives."""
 SHAPES = 32
 """Shapes whose launches are remembered."""
+LEARNING = ("reverse", "cost_gradient", "policy_gradient")
+"""Kernels that may sum up gradients of weights."""
 MULTIPLY_ADDS = 5e10
 """A core's multiply-adds a second, about, for the estimate."""
 
@@ -69,6 +71,8 @@ class Kept:
 class Plan:
     """Everything that one shape of a rollout needs: layout, scratch, packed weights, and the table of arguments of each kernel."""
 
+    fields = FIELDS
+    """The entries of a kernel's table."""
     compares = True
     """A launch sees whether weights have changed since they were packed, and whether first states and actions are finite."""
 
@@ -77,9 +81,11 @@ class Plan:
         self.schedule, self.network, self.batch, self.horizon, self.members = schedule, network, batch, horizon, members
         self.real = np.float32 if schedule.real == "float" else np.float64
         self.bytes = REALS[schedule.real]
-        self.lock = Lock()
+        self.lock = RLock()
+        self._learned, self._learned_members = network, members
         self._engine, self._workers, self._version = engine, workers, -1
         self._tables: dict[object, Any] = {}
+        self._places = {name: i for i, name in enumerate(self.fields)}
         self._paces: defaultdict[object, _Pace] = defaultdict(_Pace)
         self._templates: dict[object, list[int]] = {}
         self._memory: list[np.ndarray] = []
@@ -90,7 +96,7 @@ class Plan:
         self.keeps = self.blocks * horizon * self.row * self.bytes <= KEPT_BYTES
         self._packed = aligned_zeros(members, max(len(network.packing), 16), dtype=self.real)
         self._pack = engine.pack.table()
-        self._index = _kept_ints(network.packing)
+        self._index = kept_ints(network.packing)
         self._shared = {
             "batch": batch, "horizon": horizon, "members": members, "member_worlds": batch // members, "row": self.row,
             "chunk": self.chunk, "span": min(SPAN, horizon), "packed_size": self._packed.shape[1],
@@ -98,7 +104,7 @@ class Plan:
             "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
         for name, values in (("layers", network.layers), ("inputs", network.inputs), ("outputs", network.outputs),
                              ("squashed", network.squashed), ("spans", network.spans), ("gathering", network.gathering)):
-            self._shared[name] = self._hold(_kept_ints(values))
+            self._shared[name] = self._hold(kept_ints(values))
 
     def keep(self) -> Kept:
         """Lend memory for the units of a forward sweep."""
@@ -129,8 +135,8 @@ class Plan:
             values = self._templates[kind, key].copy()
             values[FLAT] = weights
             for name, value in addresses.items():
-                values[PLACES[name]] = value
-            if learn and len(self.network.gathering):
+                values[self._places[name]] = value
+            if learn and len(self._learned.gathering):
                 values[PLACES["learn"]] = 1
                 self._gradients[:] = 0.0
                 values[PLACES["gradients"]] = _address(self._gradients)
@@ -143,37 +149,43 @@ class Plan:
 
     def _prepare(self, kind: str, key: object, kernel: Kernel, problem: Any) -> None:
         threads, blocks, member_blocks = self._shares(kind)
-        schedule, chunk = self.schedule, self.chunk
-        rows = {"reverse": chunk + min(SPAN, self.horizon), "cost_gradient": chunk + min(SPAN, self.horizon), "linearise": 2}.get(kind, 1)
-        size = rows * self.row
-        if kind == "solve":
-            size = ilqr.scratch_reals(self._engine.system, problem, schedule, self.row, self.horizon)
-        if kind == "cost_gradient":
-            size += (chunk + -(-self.horizon // chunk)) * self._engine.system.nx * schedule.world_lanes
-        size = -(-size // 16) * 16
+        size = -(-self._scratch_size(kind, problem) // 16) * 16
         scratch = aligned_zeros(threads, size, dtype=self.real)
         given = {**self._shared, "threads": threads, "blocks": blocks, "member_blocks": member_blocks, "scratch_size": size,
                  "piece": -(-blocks // (threads * PIECES)) if threads > 1 else blocks, "scratch": self._hold(scratch),
-                 "gradient_size": self._gradients.shape[-1] if kind in ("reverse", "cost_gradient") else 0,
+                 "gradient_size": self._gradients.shape[-1] if kind in LEARNING else 0,
                  "region": parallel_region()}
-        self._templates[kind, key] = [given.get(n, 0) for n in FIELDS]
+        self._templates[kind, key] = [given.get(n, 0) for n in self.fields]
         self._tables[kind, key] = kernel.table()
+
+    def _scratch_size(self, kind: str, problem: Any) -> int:
+        """Return the numbers that a thread keeps for itself."""
+        if kind == "solve":
+            return ilqr.scratch_reals(self._engine.system, problem, self.schedule, self.row, self.horizon)
+        chunk = self.chunk
+        rows = {"reverse": chunk + min(SPAN, self.horizon), "cost_gradient": chunk + min(SPAN, self.horizon), "linearise": 2}.get(kind, 1)
+        states = chunk + -(-self.horizon // chunk) if kind == "cost_gradient" else 0
+        return rows * self.row + states * self._engine.system.nx * self.schedule.world_lanes
 
     def _shares(self, kind: str) -> tuple[int, int, int]:
         """Return threads, blocks, and blocks of a member."""
         worlds = self.batch // self.members * (self.horizon if kind == "linearise" else 1)
         member_blocks = -(-worlds // self.schedule.worlds)
         blocks, steps = self.members * member_blocks, 1 if kind == "linearise" else self.horizon
-        vectors = 100 + len(self.network.packing) // 2 // (self.schedule.lanes if self.schedule.wide else 1)
+        vectors = 100 + self._weights() // 2 // (self.schedule.lanes if self.schedule.wide else 1)
         seconds = blocks * steps * vectors * self.schedule.lanes / 16 / (MULTIPLY_ADDS / 16) * (1 if kind in ("forward", "cost") else 2)
         return (max(1, min(self._workers, blocks)) if seconds >= THREAD_WORK else 1), blocks, member_blocks
+
+    def _weights(self) -> int:
+        """Return the numbers of all packed weights."""
+        return len(self.network.packing)
 
     @property
     def _gradients(self) -> np.ndarray:
         if not hasattr(self, "_gradient_memory"):
             threads = self._shares("reverse")[0]
             pieces = threads * PIECES if threads > 1 else 1
-            self._gradient_memory = aligned_zeros(pieces, self.members, max(self.network.gradients, 16), dtype=self.real)
+            self._gradient_memory = aligned_zeros(pieces, self._learned_members, max(self._learned.gradients, 16), dtype=self.real)
         return self._gradient_memory
 
     def _packed_from(self, weights: int, version: int) -> None:
@@ -228,10 +240,13 @@ class Engine:
                 chosen = makers[name](self.real) if name in makers else lanes(self.real, lane_count(self.real))
                 self._networks[name] = chosen, lay_out(self.networks, chosen, self._squashed)
             chosen, network = self._networks[name]
-            plan = self._plans[key] = Plan(self, chosen, network, batch=batch, horizon=horizon, members=members, workers=workers)
+            plan = self._plans[key] = self._made(chosen, network, batch=batch, horizon=horizon, members=members, workers=workers)
             while len(self._plans) > SHAPES:
                 self._plans.popitem(last=False)
             return plan
+
+    def _made(self, schedule: Schedule, network: Network, **shape: int) -> Plan:
+        return Plan(self, schedule, network, **shape)
 
     def kernel(self, kind: str, schedule: Schedule, cost: Cost | ilqr.Problem | None = None) -> Kernel:
         """Return a kernel, built when it is first asked for."""
@@ -318,7 +333,8 @@ def _address(array: np.ndarray) -> int:
     return int(array.ctypes.data)
 
 
-def _kept_ints(values: np.ndarray) -> np.ndarray:
+def kept_ints(values: np.ndarray) -> np.ndarray:
+    """Return an index array as kernels read it, never empty."""
     return np.ascontiguousarray(values if values.size else np.zeros(1), np.int32)
 
 

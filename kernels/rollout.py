@@ -15,6 +15,8 @@ Weight gradients are matrix products over a chunk's steps and worlds, summed onc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from residual_mbrl.kernels.block_text import BACK, BAD_ACTION, BAD_STATE, CHANGED, FIELDS, LINEAR, MEMORY, MODEL, WORK
 from residual_mbrl.kernels.mlp import Schedule, layers_text
 from residual_mbrl.kernels.native import Kernel, lane_math
@@ -23,7 +25,7 @@ from residual_mbrl.kernels.system import Cost, System, cost_text, jacobian_text,
 
 def forward_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that writes states."""
-    return _kernel(schedule, _model_text(system, schedule), """
+    return assemble(schedule, model_text(system, schedule), """
     static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         T x[NX], u[NU], p[NP];
@@ -48,7 +50,7 @@ def forward_kernel(system: System, schedule: Schedule) -> Kernel:
 
 def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that takes gradients back."""
-    return _kernel(schedule, _model_text(system, schedule) + BACK, """
+    return assemble(schedule, model_text(system, schedule) + BACK, """
     static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         const long chunk = a[F_chunk], size = a[F_row];
@@ -86,7 +88,7 @@ def reverse_kernel(system: System, schedule: Schedule) -> Kernel:
 
 def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
     """Return the kernel that writes each world's cost."""
-    return _kernel(schedule, _model_text(system, schedule) + cost_text(cost, system), """
+    return assemble(schedule, model_text(system, schedule) + cost_text(cost, system), """
     static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
         T x[NX], u[NU], p[NP], r[NR], total = (T)(0), now;
@@ -115,7 +117,7 @@ def cost_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
 
 def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kernel:
     """Return the kernel that writes each world's cost and the gradients of ``Σ seeds · costs``."""
-    return _kernel(schedule, _model_text(system, schedule) + BACK + cost_text(cost, system), """
+    return assemble(schedule, model_text(system, schedule) + BACK + cost_text(cost, system), """
     // scratch: deltas of a span, rows and states of a chunk, and a checkpoint at the start of every chunk
     static void block(long long* a, long index, R* scratch, long piece) {
         Block b(a, index);
@@ -180,7 +182,7 @@ def cost_gradient_kernel(system: System, cost: Cost, schedule: Schedule) -> Kern
 
 def linearise_kernel(system: System, schedule: Schedule) -> Kernel:
     """Return the kernel that writes A = ∂x'/∂x and B = ∂x'/∂u of every step; a block is some steps that follow each other."""
-    return _kernel(schedule, _model_text(system, schedule) + jacobian_text(system) + LINEAR, """
+    return assemble(schedule, model_text(system, schedule) + jacobian_text(system) + LINEAR, """
     static void block(long long* a, long index, R* scratch, long piece) {
         Steps b(a, index);
         T x[NX], u[NU], p[NP];
@@ -214,24 +216,25 @@ def pack_kernel(real: str) -> Kernel:
     """, 6)
 
 
-def _kernel(schedule: Schedule, members: str, main: str) -> Kernel:
+def assemble(schedule: Schedule, members: str, main: str, fields: Sequence[str] = FIELDS) -> Kernel:
     """Put a kernel together: types and functions, the block of work, and how blocks are shared out."""
-    fields = ", ".join(f"F_{n}" for n in FIELDS)
+    places = ", ".join(f"F_{n}" for n in fields)
     types = lane_math("T", schedule.real, schedule.world_lanes) + (
         lane_math("N", schedule.real, schedule.lanes) if schedule.wide else "typedef T N;")
     return Kernel(f"""
 struct K {{
     typedef {schedule.real} R;
-    enum {{ {fields} }};
+    enum {{ {places} }};
     enum {{ STATUS_CHANGED = {CHANGED}, STATUS_STATE = {BAD_STATE}, STATUS_ACTION = {BAD_ACTION} }};
     enum {{ WORLDS = {schedule.world_lanes}, BLOCK = {schedule.worlds} }};
     {types}{MEMORY}{members}{main}{WORK}
 }};
 K::run(a);
-""", len(FIELDS))
+""", len(fields))
 
 
-def _model_text(system: System, schedule: Schedule) -> str:
+def model_text(system: System, schedule: Schedule) -> str:
+    """Return the step of a model forward: layers, the system's functions, and what joins them."""
     unit = "((R*)row)[slot] = value[0];" if schedule.wide else "((T*)row)[slot] = value;"
     read = "(T)(((const R*)row)[slot])" if schedule.wide else "((const T*)row)[slot]"
     return f"""

@@ -86,14 +86,14 @@ def system_text(system: System) -> str:
     return "\n".join([
         f"enum {{ NX = {s.nx}, NK = {s.nk}, NU = {s.nu}, NZ = {s.nz}, NY = {s.ny}, NH = {s.nh}, NP = {s.np}, NC = {s.nc},",
         f"SUBSTEPS = {s.substeps} }};",
-        *_member("features", s.features, [x, u, p, c], s.nz),
-        *_member("hold", s.hold, [y, x, u, p, c], s.nh),
-        *_member("substep", s.substep, [k, h, p], s.nk),
-        *_member("finish", s.finish, [k, h], s.nx),
-        *_vjp("features", s.features, [x, u, p, c], s.nz),
-        *_vjp("hold", s.hold, [y, x, u, p, c], s.nh),
-        *_vjp("substep", s.substep, [k, h, p], s.nk),
-        *_vjp("finish", s.finish, [k, h], s.nx)])
+        *member_text("features", s.features, [x, u, p, c], s.nz),
+        *member_text("hold", s.hold, [y, x, u, p, c], s.nh),
+        *member_text("substep", s.substep, [k, h, p], s.nk),
+        *member_text("finish", s.finish, [k, h], s.nx),
+        *adjoint_text("features", s.features, [x, u, p, c], s.nz),
+        *adjoint_text("hold", s.hold, [y, x, u, p, c], s.nh),
+        *adjoint_text("substep", s.substep, [k, h, p], s.nk),
+        *adjoint_text("finish", s.finish, [k, h], s.nx)])
 
 
 def jacobian_text(system: System) -> str:
@@ -112,8 +112,8 @@ def cost_text(cost: Cost, system: System) -> str:
     x, u, r = ("x", system.nx), ("u", system.nu), ("r", cost.nr)
     return "\n".join([
         f"enum {{ NR = {cost.nr} }};",
-        *_member("running", cost.running, [x, u, r], 1), *_vjp("running", cost.running, [x, u, r], 1, fixed=("r",)),
-        *_member("terminal", cost.terminal, [x, r], 1), *_vjp("terminal", cost.terminal, [x, r], 1, fixed=("r",))])
+        *member_text("running", cost.running, [x, u, r], 1), *adjoint_text("running", cost.running, [x, u, r], 1, fixed=("r",)),
+        *member_text("terminal", cost.terminal, [x, r], 1), *adjoint_text("terminal", cost.terminal, [x, r], 1, fixed=("r",))])
 
 
 def _signature(arguments: Sequence[tuple[str, int]]) -> str:
@@ -129,14 +129,15 @@ def _traced(function: Any, arguments: Sequence[tuple[str, int]], outputs: int) -
     return graph, inputs, found
 
 
-def _member(name: str, function: Any, arguments: Sequence[tuple[str, int]], outputs: int) -> list[str]:
+def member_text(name: str, function: Any, arguments: Sequence[tuple[str, int]], outputs: int) -> list[str]:
+    """Return a C++ member function of the arguments that writes ``out``."""
     _, _, found = _traced(function, arguments, outputs)
     return [f"static inline void {name}({_signature(arguments)}, T* out) {{",
             write({f"out[{i}]": o for i, o in enumerate(found)}, constants=("c",)), "}"]
 
 
-def _vjp(name: str, function: Any, arguments: Sequence[tuple[str, int]], outputs: int, fixed: Sequence[str] = ("c",)) -> list[str]:
-    """Add ``Σ g[k] ∂out[k]/∂argument`` to ``g_argument`` of each argument that is not fixed."""
+def adjoint_text(name: str, function: Any, arguments: Sequence[tuple[str, int]], outputs: int, fixed: Sequence[str] = ("c",)) -> list[str]:
+    """Return the C++ member ``d_name`` that adds ``Σ g[k] ∂out[k]/∂argument`` to ``g_argument`` of each argument that is not fixed."""
     graph, inputs, found = _traced(function, arguments, outputs)
     weights = graph.inputs("g", outputs)
     moving = [(n, v) for (n, _), v in zip(arguments, inputs, strict=True) if n not in fixed]

@@ -63,7 +63,7 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
         if not isinstance(fused, Refusal):
             return fused
         _not_fused(fused, backend)
-    _check_finite(state, actions)
+    check_finite(state, actions)
     return _torch_rollout(dynamics, state, actions, parameters)
 
 
@@ -86,13 +86,13 @@ def rollout_cost(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"],
         ValueError: as ``rollout`` does, and if the cost's references do not fit the horizon or the batch.
     """
     state, actions = _inputs(dynamics, state, actions, parameters, None, backend)
-    references = _references(cost, state, actions)
+    references = references_of(cost, state, actions.shape[-2])
     if _may_fuse(backend, state):
         fused = fused_cost(dynamics, state, actions, cost, references, parameters or {})
         if not isinstance(fused, Refusal):
             return fused
         _not_fused(fused, backend)
-    _check_finite(state, actions)
+    check_finite(state, actions)
     return _torch_cost(_torch_rollout(dynamics, state, actions, parameters), actions, cost, references)
 
 
@@ -115,13 +115,13 @@ def cost_gradient(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"]
         ValueError: as ``rollout_cost`` does.
     """
     state, actions = _inputs(dynamics, state, actions, parameters, None, backend)
-    references = _references(cost, state, actions)
+    references = references_of(cost, state, actions.shape[-2])
     if _may_fuse(backend, state):
         fused = fused_cost_gradient(dynamics, state, actions, cost, references, parameters or {}, weights=weights)
         if not isinstance(fused, Refusal):
             return fused
         _not_fused(fused, backend)
-    _check_finite(state, actions)
+    check_finite(state, actions)
     x, u = state.detach().requires_grad_(), actions.detach().requires_grad_()
     learned = dict(dynamics.named_parameters()) if weights else {}
     with torch.enable_grad():
@@ -215,9 +215,13 @@ def _torch_rollout(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, p
     return torch.stack(states, -2)
 
 
-def _references(cost: Cost, state: Tensor, actions: Tensor) -> Tensor:
-    """Return the references of a cost, shape [*#batch, H + 1, nr], or [*#batch, 2, nr] for all steps and the end."""
-    found, rows = cost.references, actions.shape[-2] + 1
+def references_of(cost: Cost, state: Tensor, horizon: int) -> Tensor:
+    """Return the references of a cost, shape [*#batch, H + 1, nr], or [*#batch, 2, nr] for all steps and the end.
+
+    Raises:
+        ValueError: if they do not fit the horizon or the batch.
+    """
+    found, rows = cost.references, horizon + 1
     if found.shape[-2] not in (2, rows):
         raise ValueError(f"rollout_cost: a horizon of {rows - 1} needs references [..., {rows}, nr] or [..., 2, nr], "
                          f"received {tuple(found.shape)}")
@@ -263,7 +267,7 @@ def _check_shapes(dynamics: ResidualDynamics, state: Tensor, actions: Tensor) ->
                          f"{actions.dtype} on {actions.device}")
 
 
-def _check_finite(state: Tensor, actions: Tensor) -> None:
+def check_finite(state: Tensor, actions: Tensor) -> None:
     """Refuse inputs that are not finite; a fused rollout looks for itself."""
     for name, x in (("state", state), ("actions", actions)):
         if not bool(torch.isfinite(x.detach()).all()):

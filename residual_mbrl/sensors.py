@@ -224,3 +224,20 @@ class Sensor:
 
 def _described(effects: Sequence[Effect]) -> list[dict[str, object]]:
     return [{"type": type(e).__name__, **asdict(e)} for e in effects]
+
+
+def state_sensor(space: StateSpace, noise: float | Sequence[float]) -> Sensor:
+    """Return the sensor of a log that holds the state itself, each entry with white noise of this standard deviation.
+
+    Args:
+        space: Of the baseline.
+        noise: One number, or one for each state entry.
+
+    Raises:
+        ValueError: if the number of entries does not fit.
+    """
+    each = [noise] * space.nx if isinstance(noise, int | float) else list(noise)
+    if len(each) != space.nx:
+        raise ValueError(f"state_sensor: expected one noise or {space.nx}, received {len(each)}")
+    columns = tuple(Column(name=n, source=n, noise=float(x)) for n, x in zip(space.state_names, each, strict=True))
+    return Sensor(space=space, columns=columns)

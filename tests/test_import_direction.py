@@ -31,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "fused": {"baselines", "costs", "dynamics", "errors", "kernels", "physics", "residuals", "spaces"},
     "rollouts": {"baselines", "costs", "dynamics", "errors", "first_order", "fused", "residuals", "spaces"},
     "planners": {"baselines", "costs", "dynamics", "errors", "fused", "kernels", "rollouts", "spaces", "status"},
+    "policies": {"baselines", "errors", "files", "residuals", "spaces"},
+    "policy_rollouts": {"baselines", "costs", "dynamics", "fused", "policies", "rollouts", "spaces"},
     "effects": {"baselines", "errors"},
     "sensors": {"baselines", "effects", "errors", "spaces", "windows"},
     "log_checks": {"errors", "sensors", "trajectories"},

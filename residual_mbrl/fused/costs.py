@@ -73,9 +73,21 @@ def fused_cost_gradient(dynamics: ResidualDynamics, state: Tensor, actions: Tens
     return CostGradient(found.costs.reshape(call.batch), found.state.reshape(state.shape), found.actions.reshape(actions.shape), named)
 
 
-class _References(NamedTuple):
+class References(NamedTuple):
+    """References of a cost, flattened for a launch."""
+
     values: Tensor
     """Shape [H + 1, nr], or [B, H + 1, nr]."""
+
+    @classmethod
+    def over(cls, batch: torch.Size, references: Tensor) -> References:
+        """Return the references [*#batch, rows, nr] of a batch: one for all worlds, or one each."""
+        if references.ndim > 2:
+            if any(n > 1 for n in references.shape[:-2]):
+                references = references.expand(*batch, *references.shape[-2:]).reshape(-1, *references.shape[-2:])
+            else:
+                references = references.reshape(references.shape[-2:])
+        return cls(references.detach().contiguous())
 
     @property
     def addresses(self) -> dict[str, int]:
@@ -94,26 +106,21 @@ class _Found(NamedTuple):
 
 
 def _prepare_cost(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, cost: Cost, references: Tensor,
-                  parameters: Values) -> tuple[Call, tuple[object, Any], _References] | Refusal:
+                  parameters: Values) -> tuple[Call, tuple[object, Any], References] | Refusal:
     model = prepare(dynamics, state, actions, parameters)
     if isinstance(model, Refusal):
         return model
-    form = _cost_form(cost, references.shape[-1])
+    form = cost_form(cost, references.shape[-1])
     if form is None:
         return Refusal(f"{type(cost).__name__} has no Warp form")
     call = Call(dynamics, model, state, actions, parameters)
-    if references.ndim > 2:
-        if any(n > 1 for n in references.shape[:-2]):
-            references = references.expand(*call.batch, *references.shape[-2:]).reshape(-1, *references.shape[-2:])
-        else:
-            references = references.reshape(references.shape[-2:])
-    return call, form, _References(references.detach().contiguous())
+    return call, form, References.over(call.batch, references)
 
 
 _cost_forms: WeakKeyDictionary[Cost, tuple[object, Any]] = WeakKeyDictionary()
 
 
-def _cost_form(cost: Cost, nr: int) -> tuple[object, Any] | None:
+def cost_form(cost: Cost, nr: int) -> tuple[object, Any] | None:
     """Return a key and the Warp form of a cost, which is made once."""
     if cost not in _cost_forms:
         form = cost.warp_form()
@@ -127,7 +134,7 @@ def _cost_form(cost: Cost, nr: int) -> tuple[object, Any] | None:
     return _cost_forms[cost]
 
 
-def _cost_gradient(call: Call, form: tuple[object, Any], refs: _References, *, learn: bool, parameters: bool = False,
+def _cost_gradient(call: Call, form: tuple[object, Any], refs: References, *, learn: bool, parameters: bool = False,
                    seeds: Tensor | None = None) -> _Found:
     x, u, p = call.state, call.actions, call.parameters
     found = _Found(x.new_empty(x.shape[0]), torch.empty_like(x), torch.empty_like(u), torch.empty_like(p) if parameters else None,
@@ -142,7 +149,7 @@ class _Cost(torch.autograd.Function):
     """Costs, whose gradients are computed on the way."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, form: tuple[object, Any], refs: _References, state: Tensor, actions: Tensor, parameters: Tensor,
+    def forward(ctx: Any, call: Call, form: tuple[object, Any], refs: References, state: Tensor, actions: Tensor, parameters: Tensor,
                 *weights: Tensor) -> Tensor:
         """Go there and back in one launch."""
         found = _cost_gradient(call, form, refs, learn=any(ctx.needs_input_grad[6:]), parameters=ctx.needs_input_grad[5])

@@ -137,11 +137,11 @@ def _terms(dynamics: ResidualDynamics) -> WarpTerms | Refusal | None:
     if any(getattr(type(dynamics), n) is not getattr(ResidualDynamics, n) for n in ("step", "correction", "remember", "_seen")):
         return Refusal(f"{type(dynamics).__name__} has a step of its own")
     if not isinstance(baseline, MechanicalBaseline):
-        return none if baseline.warp_step() is None or not _speaks_for(baseline, "warp_step", ("step",)) else None
+        return none if baseline.warp_step() is None or not speaks_for(baseline, "warp_step", ("step",)) else None
     if type(baseline).step is not MechanicalBaseline.step or type(baseline)._substep is not MechanicalBaseline._substep:
         return Refusal(f"{name} has a step of its own")
     terms = baseline.warp_terms()
-    if terms is None or not _speaks_for(baseline, "warp_terms", ("mass_matrix", "smooth_force", "damping", "frictionloss", "terms")):
+    if terms is None or not speaks_for(baseline, "warp_terms", ("mass_matrix", "smooth_force", "damping", "frictionloss", "terms")):
         return none
     if baseline.space.nq != baseline.space.nv or baseline.space.na:
         return Refusal(f"the Warp form of a mechanical step has no quaternions or activations, as {name} has")
@@ -151,7 +151,7 @@ def _terms(dynamics: ResidualDynamics) -> WarpTerms | Refusal | None:
 def _forms(dynamics: ResidualDynamics, terms: WarpTerms | None) -> tuple[WarpForm, ...] | Refusal:
     """Return the Warp forms of the residuals, or why there are none."""
     baseline, forms = dynamics.baseline, []
-    signals = baseline.warp_signals() if _speaks_for(baseline, "warp_signals", ("signals",)) else {}
+    signals = baseline.warp_signals() if speaks_for(baseline, "warp_signals", ("signals",)) else {}
     space = baseline.space
     known = baseline.signals(torch.zeros(space.nx, dtype=torch.float64), torch.zeros(space.nu, dtype=torch.float64))
     hidden = (known.keys() - signals.keys()) & {*space.state_names, *space.action, "position", "velocity", "action"}
@@ -174,7 +174,7 @@ def _with_ranks(form: WarpForm) -> list[tuple[Tensor, int]]:
     return [*((w, 2 - i % 2) for i, w in enumerate(form.weights())), *((s, 1) for s in form.scalars())]
 
 
-def _speaks_for(part: object, form: str, names: Sequence[str]) -> bool:
+def speaks_for(part: object, form: str, names: Sequence[str]) -> bool:
     """Tell whether a Warp form belongs to the torch form in use: no subclass below the form's has changed the equations."""
     order = type(part).__mro__
     owner = next(i for i, c in enumerate(order) if form in vars(c))
@@ -184,7 +184,7 @@ def _speaks_for(part: object, form: str, names: Sequence[str]) -> bool:
 def _is_as_written(residual: Residual) -> bool:
     """Tell whether a residual, the features and the network within are those that a Warp form speaks for."""
     parts = ((FeatureMap, ("forward", "_transform")), (Perceptron, ("forward",)))
-    return _speaks_for(residual, "warp_form", EQUATIONS) and all(
+    return speaks_for(residual, "warp_form", EQUATIONS) and all(
         getattr(type(m), n) is getattr(kind, n) for m in residual.modules() for kind, names in parts if isinstance(m, kind) for n in names)
 
 

@@ -1,0 +1,114 @@
+"""Excitation: information is that of the definition, what promises more tells more, and vetoes hold what they promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import policy_problem as problem
+import pytest
+import torch
+
+from residual_mbrl.dynamics import ResidualDynamics, ensemble
+from residual_mbrl.exploration import (
+    InformationOptions,
+    Veto,
+    disagreement_excitation,
+    information_excitation,
+    information_gain,
+    random_excitation,
+)
+from residual_mbrl.exploration.excitation import SearchOptions
+from residual_mbrl.policies import LinearPolicy
+from residual_mbrl.residuals import Feature, Unstructured
+from residual_mbrl.rollouts import rollout
+
+FREE = ["inertia", "viscous", "gravity_moment"]
+
+
+def test_gain_is_that_of_the_fisher_information():
+    """By automatic differentiation of the rollout, at the model's own values."""
+    model, u = problem.dynamics(viscous=0.2), 5 * torch.randn(3, 30, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.tensor([0.3, 0.0], dtype=torch.float64)
+    options = InformationOptions(free=FREE, noise=[1e-3, 2e-3], draws=1, spread=0.2)
+    found, noise = information_gain(model, x, u, options), torch.tensor([1e-3, 2e-3], dtype=torch.float64)
+    for k in range(3):
+        def states(values, k=k):
+            return rollout(model, x, u[k], dict(zip(FREE, values.unbind(), strict=True)), backend="torch")[1:] / noise
+
+        nominal = torch.tensor([model.values[n] for n in FREE], dtype=torch.float64)
+        scale = torch.tensor([model.baseline.parameters[n].scale for n in FREE], dtype=torch.float64)
+        slopes = torch.autograd.functional.jacobian(states, nominal).reshape(-1, 3) * scale
+        exact = 0.5 * torch.logdet(torch.eye(3, dtype=torch.float64) + 0.04 * slopes.T @ slopes)
+        assert float(found[k]) == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_searched_excitation_says_more_than_random():
+    """Of all parameters together, in the model, than the best of 32; how much data that saves, the benchmark shows."""
+    model, task = problem.dynamics(), problem.task()
+    options = InformationOptions(free=FREE, noise=1e-2, search=SearchOptions(iterations=8))
+    planned = torch.tensor(information_excitation(model, task, 30, 3, options))
+    assert planned.abs().max() <= 20
+    others = torch.stack([torch.tensor(random_excitation(model, task, 30, s)) for s in range(32)])
+    first = task.starts(3, 1)[0]
+    assert information_gain(model, first, planned, options) > information_gain(model, first, others, options).max()
+
+
+def test_searched_excitation_keeps_the_limits_that_it_is_given():
+    """In the model, for whichever parameters were drawn."""
+    model, task = problem.dynamics(), problem.task()
+    options = InformationOptions(free=FREE, noise=1e-2, largest=[20.0, 6.0], search=SearchOptions(iterations=8))
+    planned = torch.tensor(information_excitation(model, task, 30, 3, options))
+    assert rollout(model, task.starts(3, 1)[0], planned)[:, 1].abs().max() < 6
+
+
+def members(spread):
+    """An ensemble whose members part where it turns quickly."""
+    made = []
+    for k in range(3):
+        force = Unstructured(nv=1, features=[Feature(source="velocity")], bound=5.0, hidden=(4,))
+        with torch.no_grad():
+            force.network.weights[-1].fill_(spread * (k - 1))
+        made.append(ResidualDynamics(problem.dynamics().baseline, [force]))
+    return ensemble(made)
+
+
+def test_disagreement_is_sought():
+    """Searched actions part the members more than random ones."""
+    model, task = members(0.3), problem.task()
+    first = task.starts(1, 1)[0]
+
+    def spread(actions):
+        u = torch.tensor(actions).expand(3, 1, *actions.shape)
+        return float(rollout(model, first.expand(3, 1, 2), u).detach().var(0).sum(-1).mean())
+
+    found = spread(disagreement_excitation(model, task, 30, 1, options=SearchOptions(iterations=6)))
+    assert found > 1.5 * np.median([spread(random_excitation(model, task, 30, s)) for s in range(16)])
+    with pytest.raises(ValueError, match="expected an ensemble"):
+        disagreement_excitation(problem.dynamics(), task, 30, 1)
+
+
+@pytest.mark.parametrize("kind", ["model", "ensemble"])
+def test_vetoed_exploration_keeps_its_limits(kind):
+    """Random torques throw the pendulum beyond them, vetoed ones never do, and most pass."""
+    model, task = problem.dynamics(), problem.task()
+    seen = members(0.05) if kind == "ensemble" else model
+    target = torch.tensor([problem.UPRIGHT, 0.0], dtype=torch.float64)
+    fallback = LinearPolicy.feedback(space=model.space, gain=torch.tensor([[40.0, 8.0]], dtype=torch.float64), target=target,
+                                     action=torch.zeros(1, dtype=torch.float64), low=-20.0, high=20.0)
+    largest, worst = np.array([problem.UPRIGHT + 0.8, 6.0]), {}
+    for vetoed in (False, True):
+        actions = random_excitation(model, task, 120, 5)
+        act = Veto(lambda x, t: actions[t], seen, fallback, largest, horizon=20, margin=0.02)  # noqa: B023
+        x, highest = target.clone(), 0.0
+        for t in range(120):
+            u = act(x.numpy(), t) if vetoed else actions[t]
+            x = model.step(x, torch.tensor(u)).detach()
+            highest = max(highest, float((x.abs() / torch.tensor(largest)).max()))
+        worst[vetoed] = highest
+    assert worst[True] <= 1 < worst[False]
+    assert 0 < act.vetoed < 90
+
+
+def test_wrong_limits_are_named():
+    """With what was expected."""
+    with pytest.raises(ValueError, match="expected largest"):
+        Veto(lambda x, t: x, problem.dynamics(), problem.policy(), np.zeros(3))
