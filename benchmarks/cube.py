@@ -80,25 +80,26 @@ def main(options: Cube) -> None:
     train, known = list(logs["train"]), [*logs["train"], *logs["val"]]
     simulator = build()
     everything = known if options.final else train
-    sets = {"all": everything, **({str(n): train[:n] for n in SIZES} if options.sizes else {})}
+    whole = "final" if options.final else "all"
+    sets = {whole: everything, **({str(n): train[:n] for n in SIZES} if options.sizes else {})}
     if options.quick:
-        sets = {"all": train[:8]}
-    fits = load_fits(ARTIFACT, len(everything)) if options.resume else {}
+        sets = {whole: train[:8]}
+    fits = load_fits(ARTIFACT) if options.resume else {}
     for name, tosses in sets.items():
         if name not in fits:
             fits[name] = identify_cube(simulator, tosses, minutes=options.minutes, quick=options.quick)
             save_fits(ARTIFACT, simulator, fits)
-    fit = fits["all"]
-    networks = load_networks(ARTIFACT) if options.resume and options.residual else None
+    fit, place = fits[whole], ARTIFACT / "final" if options.final else ARTIFACT
+    networks = load_networks(place) if options.resume and options.residual else None
     if networks is None and options.residual:
-        networks = learn(simulator, sets["all"], fit, minutes=options.minutes, seed=options.seed, quick=options.quick)
-        save_networks(ARTIFACT, simulator, fit.values, networks)
+        networks = learn(simulator, sets[whole], fit, minutes=options.minutes, seed=options.seed, quick=options.quick)
+        save_networks(place, simulator, fit.values, networks)
     friction = tune_friction(simulator, known)
     part = cube.read(folder, ["test"]).logs["test"] if options.final else logs["val"]
     logged = Tosses(part, np.array([log.measurements[0] for log in part]))
     predictions = {"nominal": logged.simulate(simulator, {}), "friction": logged.simulate(simulator, {FRICTION: friction})}
-    for name, found in fits.items():
-        label = "identified" if name == "all" else f"identified_{name}"
+    for name, found in ((n, fits[n]) for n in sets):
+        label = "identified" if name == whole else f"identified_{name}"
         predictions[label] = start(simulator, part, found).simulate(simulator, found.values)
     if networks is not None:
         law = law_of(networks, simulator.dt)

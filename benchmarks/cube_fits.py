@@ -140,21 +140,21 @@ def save_fits(folder: Path, simulator: MujocoSimulator, fits: Mapping[str, Fit])
     units = {p.name: p.unit for p in searched(simulator)} | {"drag": "1/s", "swirl": "1/s"}
     write_json(folder / PARAMETERS, {n: {"tosses": f.tosses, "seconds": f.seconds, "flight": asdict(f.report), "values": {
         k: {"value": x, "unit": units[k]} for k, x in f.values.items()}} for n, f in fits.items()})
-    if "all" in fits:
-        export_mjcf(ResidualDynamics(build(), values=expand(simulator, fits["all"].values)), folder / "cube.xml")
+    whole = fits.get("final", fits.get("all"))
+    if whole is not None:
+        export_mjcf(ResidualDynamics(build(), values=expand(simulator, whole.values)), folder / "cube.xml")
 
 
-def load_fits(folder: Path, tosses: int) -> dict[str, Fit]:
-    """Read the stored fits; that of all tosses only where it is of as many as now."""
+def load_fits(folder: Path) -> dict[str, Fit]:
+    """Read the stored fits: to "4", "32" and "256" tosses, to "all" of train, and the "final" one to train + val."""
     path = folder / PARAMETERS
     if not path.exists():
         return {}
     found = {}
     for name, f in json.loads(path.read_text(encoding="utf-8")).items():
-        if name != "all" or f["tosses"] == tosses:
-            report = FlightReport(**{**f["flight"], "warnings": tuple(f["flight"]["warnings"])})
-            values = {k: x["value"] for k, x in f["values"].items()}
-            found[name] = Fit(tosses=f["tosses"], report=report, seconds=f["seconds"], values=values)
+        report = FlightReport(**{**f["flight"], "warnings": tuple(f["flight"]["warnings"])})
+        values = {k: x["value"] for k, x in f["values"].items()}
+        found[name] = Fit(tosses=f["tosses"], report=report, seconds=f["seconds"], values=values)
     return found
 
 

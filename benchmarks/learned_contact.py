@@ -96,6 +96,7 @@ def save_networks(folder: Path, simulator: MujocoSimulator, values: Mapping[str,
     sensor = Sensor(space=simulator.space, columns=tuple(Column(name=n, source=n, noise=1.0) for n in simulator.space.state_names))
     model = Model(dynamics=dynamics(simulator, values, residuals), sensor=sensor)
     identified = Model(dynamics=ResidualDynamics(simulator, (), expand(simulator, values)), sensor=sensor)
+    folder.mkdir(parents=True, exist_ok=True)
     artifact.write(folder, artifact.Calibration(model=model, identified=identified))
 
 

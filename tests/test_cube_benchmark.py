@@ -99,8 +99,9 @@ def test_search_finds_what_was_planted(modules):
     names, true = ("friction:floor.slide", "solref:floor.timeconst"), (0.24, 0.013)
     x = fast.rollout(simulator, starts, np.full(n, rows), dict(zip(names, true, strict=True)))
     time = simulator.dt * np.arange(rows)
+    columns = tuple("abcdefghijklm")
     logs = [Trajectory(name=f"toss{k}", command_time=time, commands=np.zeros((rows, 0)), command_names=(), measurement_time=time,
-                       measurements=np.concatenate([p, np.zeros((rows, 6))], 1), measurement_names=tuple("abcdefghijklm")) for k, p in enumerate(x)]
+                       measurements=np.concatenate([p, np.zeros((rows, 6))], 1), measurement_names=columns) for k, p in enumerate(x)]
     data = tosses.Tosses(logs, starts)
 
     def values(z):
