@@ -16,7 +16,7 @@ from residual_mbrl.baselines import Values
 from residual_mbrl.costs import Cost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fused.call import Call
-from residual_mbrl.fused.costs import _cost_form
+from residual_mbrl.fused.costs import cost_form
 from residual_mbrl.fused.model import Refusal, prepare
 from residual_mbrl.physics.tangent_warp import difference_form
 
@@ -76,7 +76,7 @@ def fused_solve(dynamics: ResidualDynamics, state: Tensor, actions: Tensor, cost
         return model
     if state.device.type != "cpu":
         return Refusal("a solve in one launch is for the CPU")
-    form = _cost_form(cost, references.shape[-1])
+    form = cost_form(cost, references.shape[-1])
     if form is None:
         return Refusal(f"{type(cost).__name__} has no Warp form")
     problem = _problem(dynamics, form, box.rate is not None)
