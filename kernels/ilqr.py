@@ -14,7 +14,7 @@ from residual_mbrl.kernels import ilqr_text as text
 from residual_mbrl.kernels.block_text import LINEAR
 from residual_mbrl.kernels.mlp import Schedule
 from residual_mbrl.kernels.native import REALS, Kernel
-from residual_mbrl.kernels.rollout import _kernel, _model_text
+from residual_mbrl.kernels.rollout import assemble, model_text
 from residual_mbrl.kernels.second_order import second_order_text, tangent_text
 from residual_mbrl.kernels.system import Cost, System, _member, cost_text, jacobian_text
 
@@ -54,10 +54,10 @@ def solve_kernel(system: System, problem: Problem, schedule: Schedule) -> Kernel
     {text.sizes_text(ndx, system.nu, problem.rate)}
     """
     difference = "\n".join(_member("difference", problem.difference, [("x", system.nx), ("y", system.nx)], ndx))
-    members = [_model_text(system, schedule), jacobian_text(system), LINEAR, cost_text(problem.cost, system),
+    members = [model_text(system, schedule), jacobian_text(system), LINEAR, cost_text(problem.cost, system),
                second_order_text(problem.cost, system, problem.quaternions), tangent_text(system.nx, problem.quaternions), difference,
                constants, text.WORKSPACE, text.EXPANSION, text.BACKWARD, text.FEEDBACK]
-    return _kernel(schedule, "".join(members), text.SOLVE)
+    return assemble(schedule, "".join(members), text.SOLVE)
 
 
 def scratch_reals(system: System, problem: Problem, schedule: Schedule, row: int, horizon: int) -> int:
