@@ -16,7 +16,7 @@ from residual_mbrl.kernels.mlp import Schedule
 from residual_mbrl.kernels.native import REALS, Kernel
 from residual_mbrl.kernels.rollout import assemble, model_text
 from residual_mbrl.kernels.second_order import second_order_text, tangent_text
-from residual_mbrl.kernels.system import Cost, System, _member, cost_text, jacobian_text
+from residual_mbrl.kernels.system import Cost, System, member_text, cost_text, jacobian_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def solve_kernel(system: System, problem: Problem, schedule: Schedule) -> Kernel
     static inline int quaternion_at(int q) {{ {places} return 0; }}
     {text.sizes_text(ndx, system.nu, problem.rate)}
     """
-    difference = "\n".join(_member("difference", problem.difference, [("x", system.nx), ("y", system.nx)], ndx))
+    difference = "\n".join(member_text("difference", problem.difference, [("x", system.nx), ("y", system.nx)], ndx))
     members = [model_text(system, schedule), jacobian_text(system), LINEAR, cost_text(problem.cost, system),
                second_order_text(problem.cost, system, problem.quaternions), tangent_text(system.nx, problem.quaternions), difference,
                constants, text.WORKSPACE, text.EXPANSION, text.BACKWARD, text.FEEDBACK]
