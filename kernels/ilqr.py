@@ -16,7 +16,7 @@ from residual_mbrl.kernels.mlp import Schedule
 from residual_mbrl.kernels.native import REALS, Kernel
 from residual_mbrl.kernels.rollout import assemble, model_text
 from residual_mbrl.kernels.second_order import second_order_text, tangent_text
-from residual_mbrl.kernels.system import Cost, System, member_text, cost_text, jacobian_text
+from residual_mbrl.kernels.system import Cost, System, cost_text, jacobian_text, member_text
 
 
 @dataclass(frozen=True, kw_only=True)
