@@ -12,7 +12,7 @@ from residual_mbrl.kernels.launch import SPAN, aligned_zeros, kept_ints, lanes
 from residual_mbrl.kernels.mlp import lay_out, layers_text
 from residual_mbrl.kernels.rollout import assemble, pack_kernel
 
-FIELDS = (*LOOP_FIELDS, "order", "samples", "rounds", "mean", "square", "settings", "index", "packed_length")
+FIELDS = (*LOOP_FIELDS, "order", "samples", "rounds", "mean", "square", "adam", "index", "packed_length")
 """The table of a launch; those at the end are of ``TRAIN``: the order in which samples are taken, samples of a step, how often all of them
 are, moments of Adam, its settings, and how weights are packed."""
 PLACES = {name: i for i, name in enumerate(FIELDS)}
@@ -99,7 +99,7 @@ TRAIN = """
         return sum;
     }
     static void block(long long* a, long index, R* scratch, long piece) {
-        const double* s = (const double*)a[F_settings];
+        const double* s = (const double*)a[F_adam];
         const double rate = s[1], beta1 = s[2], beta2 = s[3], epsilon = s[4], largest = s[5], unit = s[6];
         const long N = a[F_batch], size = a[F_samples], flat_size = a[F_policy_flat_size];
         const int* gathering = (const int*)a[F_gathering];
@@ -129,7 +129,7 @@ TRAIN = """
                     flat[i] -= pace * mean[i] / ((R)__builtin_sqrt(square[i]) / root + (R)epsilon);
                 }
             }
-        ((double*)a[F_settings])[0] = step;
+        ((double*)a[F_adam])[0] = step;
     }
     static void conclude(long long* a) {}
 """
@@ -196,7 +196,7 @@ class Regression:
             size: Samples of a step.
             rounds: How often all are taken.
             addresses: "flat" (weights, changed in place), "initial" (states), "data", "references" (targets), "policy_constants", "order"
-                (int64 [rounds, samples]), "mean" and "square" (moments of Adam, changed in place), "settings" (float64, as ``SETTINGS``;
+                (int64 [rounds, samples]), "mean" and "square" (moments of Adam, changed in place), "adam" (float64, as ``SETTINGS``;
                 the step is changed in place), "grad_weights" (scratch of the weights' size) and "costs" (errors).
         """
         with self._lock:

@@ -509,7 +509,7 @@ struct Functions {
       for (int k = 0; k < 3; ++k) held.places[3 * i + k] = d->contact[i].pos[k];
     }
     double *base = TAKE(5 * nv), *taken = base + nv, *r = taken + nv, *q = r + nv, *unit = q + nv;
-    double move = n ? a->real_contact_move : a->real_move;
+    double move = n > d->nf ? a->real_contact_move : a->real_move;
     residual(a, m, d, held, base, damped ? taken : 0);
     for (int i = 0; i < nv; ++i) unit[i] = 0;
     for (int j = 0; j < nv; ++j) {

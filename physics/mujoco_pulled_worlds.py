@@ -18,7 +18,7 @@ from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, make_n
 Array = NDArray[np.float64]
 
 _MOVE, _CONTACT_MOVE = 1e-8, 1e-9
-"""Size of a move of positions, to one side, without and with constraints: a contact's force bends within 1e-4."""
+"""Size of a move of positions, to one side, without and with constraints other than dry friction: a contact's force bends within 1e-4."""
 _MOST = 150
 """Degrees of freedom whose matrices fit a thread's stack."""
 

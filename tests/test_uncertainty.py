@@ -168,15 +168,18 @@ def test_moments_of_attitudes_are_those_of_their_tangents():
 
 
 def test_planted_noise_is_found_again():
-    """Pushes of 3 rad/s² held over a step, where the noise of the columns is known; the density's bands hold what they say."""
+    """Pushes of 3 rad/s² held over a step, where it is known that they do not last and what noise the columns have.
+
+    Over four seeds the level is found as 2.74 to 3.14; with a persistence that is free, level and persistence stand for each other.
+    """
     data = windows(count=20, steps=200, push=3.0, seed=3)
     exact = replace(model(viscous=0.3, coulomb=0.1), dynamics=model(viscous=0.3, coulomb=0.1).dynamics.with_residuals([]))
     found = forecast(exact, data)
-    made = noise(exact.sensor.space, level=[0.5], start=NOISE, columns=NOISE, persistence=0.3)
-    history = fit_noise(made, found, LikelihoodOptions(iterations=150, learning_rate=0.1, fixed=("log_start", "log_columns")))
+    made = noise(exact.sensor.space, level=[0.5], start=NOISE, columns=NOISE, persistence=0.0)
+    known = ("log_start", "log_columns", "raw_persistence")
+    history = fit_noise(made, found, LikelihoodOptions(iterations=150, learning_rate=0.1, fixed=known))
     assert history[-1] < history[0]
     assert made.log_level.exp().item() == pytest.approx(3.0, rel=0.15)
-    assert made.persistence.item() < 0.2
     held = (found.error.abs() <= 1.645 * scales(made, found).detach()).double().mean(0)
     assert (held[1:] - 0.9).abs().max() < 0.07
 

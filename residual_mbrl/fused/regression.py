@@ -85,7 +85,7 @@ def fused_training(module: nn.Module, form: WarpForm | None, state: Tensor, data
     _regression(head, x, d).train(
         x.shape[0], size, order.shape[0], flat=flat.data_ptr(), initial=x.data_ptr(), data=d.data_ptr(), references=wanted.data_ptr(),
         policy_constants=head.constants[x.dtype].data_ptr(), order=rows.data_ptr(), mean=moments.mean.data_ptr(),
-        square=moments.square.data_ptr(), settings=settings.data_ptr(), grad_weights=by.data_ptr(), costs=errors.data_ptr())
+        square=moments.square.data_ptr(), adam=settings.data_ptr(), grad_weights=by.data_ptr(), costs=errors.data_ptr())
     return flat[0], errors, int(settings[0])
 
 
