@@ -152,7 +152,7 @@ def test_distilled_policy_does_as_its_expert():
 
 def test_value_is_the_cost_to_come():
     """Of the policy that it was fitted under: to two fifths of their spread over states of the task."""
-    options = TrainingOptions(**{**FEW, "iterations": 150, "critic": CriticOptions(rounds=8)})
+    options = TrainingOptions(**{**FEW, "iterations": 400, "critic": CriticOptions(rounds=24)})
     found = shac(problem.dynamics(), problem.policy(), problem.task(), options)
     x = problem.task().starts(7, 200, dtype=torch.float32)
     running = policy_rollout(problem.dynamics(), found.policy, x, problem.task().cost, 300).running
