@@ -24,11 +24,11 @@ numpy. What it costs beside a step of the engine and beside differences: ``bench
  - Friction, solref, solimp and margin of contacts: exact (``mujoco_adjoint_text``).
  - Velocity: exact from the engine's own derivative of the smooth forces and the damping of the constraint rows, where nothing in
    the integrator's inertia depends on velocity; by differences with a held elsewhere.
- - Position: differences with a held. Kinematics and collision have no other derivative here, and this takes nv or 2 nv cheap
-   evaluations where differences of everything take 2 (3 nv + nu) full steps. No solver tolerance enters, so that the moves can be
-   smaller: 1e-9 with constraints, 1e-8 without. Each row of constraints is held in the zone in which it acts (idle, linear, sliding, at
-   its friction loss), so that no move crosses a switch as long as the moved world has the same contacts. In numpy the moves are 3e-7
-   to both sides, and rows within about 1e-3 m/s² of a switch may cross it.
+ - Position: differences with a held. Kinematics and collision have no other derivative here, and this takes 2 nv cheap evaluations where
+   differences of everything take 2 (3 nv + nu) full steps. No solver tolerance enters, so that the moves can be small: 3e-6 to both
+   sides, 3e-7 with limits or contacts. Each row of constraints is held in the zone in which it acts (idle, linear, sliding, at its
+   friction loss), so that no move crosses a switch as long as the moved world has the same contacts. In numpy the moves are 3e-7 to
+   both sides, or 1e-8 to one where no world has constraints, and rows within about 1e-3 m/s² of a switch may cross it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ LOOKED_AT = ("actuator_length", "actuator_velocity", "actuator_force", "qfrc_act
              "moment_rownnz")
 """Data of a solved world that can be asked for."""
 ARGUMENTS = (*ENGINE, "cotangent", "rows", "mu", "w", "signature", "acceleration", "position", "velocity", "damped", "driven", "passive",
-             "real_move", "real_contact_move", *FIELDS, *LOOKED_AT)
+             "real_move", "real_bent_move", *FIELDS, *LOOKED_AT)
 """Entries of the functions' argument: addresses of arrays [worlds, ...], and options."""
 
 _ROWS = """
@@ -508,18 +508,19 @@ struct Functions {
       for (int k = 0; k < 2; ++k) held.geoms[2 * i + k] = d->contact[i].geom[k];
       for (int k = 0; k < 3; ++k) held.places[3 * i + k] = d->contact[i].pos[k];
     }
-    double *base = TAKE(5 * nv), *taken = base + nv, *r = taken + nv, *q = r + nv, *unit = q + nv;
-    double move = n > d->nf ? a->real_contact_move : a->real_move;
-    residual(a, m, d, held, base, damped ? taken : 0);
+    double *back = TAKE(5 * nv), *taken = back + nv, *r = taken + nv, *q = r + nv, *unit = q + nv;
+    double move = n > d->nf ? a->real_bent_move : a->real_move;
     for (int i = 0; i < nv; ++i) unit[i] = 0;
     for (int j = 0; j < nv; ++j) {
-      for (int i = 0; i < nq; ++i) d->qpos[i] = qpos[i];
       unit[j] = 1;
-      ((void (*)(const mjModel*, double*, const double*, double))a->mj_integratePos)(m, d->qpos, unit, move);
+      for (int side = 0; side < 2; ++side) {
+        for (int i = 0; i < nq; ++i) d->qpos[i] = qpos[i];
+        ((void (*)(const mjModel*, double*, const double*, double))a->mj_integratePos)(m, d->qpos, unit, side ? move : -move);
+        place(a, m, d, n > 0, !a->passive);
+        residual(a, m, d, held, side ? r : back, damped ? side ? q : taken : 0);
+      }
       unit[j] = 0;
-      place(a, m, d, n > 0, !a->passive);
-      residual(a, m, d, held, r, damped ? q : 0);
-      for (int i = 0; i < nv; ++i) { r[i] = (r[i] - base[i]) / move; if (damped) q[i] = (q[i] - taken[i]) / move; }
+      for (int i = 0; i < nv; ++i) { r[i] = (r[i] - back[i]) / (2 * move); if (damped) q[i] = (q[i] - taken[i]) / (2 * move); }
       for (int k = 0; k < rows; ++k) {
         int row = world * rows + k;
         double s = Rows::dot(at(a->mu, nv, row), r, nv);

@@ -17,8 +17,9 @@ from residual_mbrl.physics.mujoco_probes import FieldWriter, InputWriter, make_n
 
 Array = NDArray[np.float64]
 
-_MOVE, _CONTACT_MOVE = 1e-8, 1e-9
-"""Size of a move of positions, to one side, without and with constraints other than dry friction: a contact's force bends within 1e-4."""
+_MOVE, _BENT_MOVE = 3e-6, 3e-7
+"""Size of moves of positions, to both sides: of what is smooth, and with constraints other than dry friction, as the force of a contact
+bends within 1e-4. Smaller moves, or moves to one side, are lost in rounding where a wrist is light and an arm heavy."""
 _MOST = 150
 """Degrees of freedom whose matrices fit a thread's stack."""
 
@@ -50,7 +51,7 @@ class PulledWorlds:
         self._pull = compile_functions(TEXT, NAMES)["pull"]
         self._arguments = Arguments(ARGUMENTS)
         self._arguments.set(**{name: engine_function(name) for name in ENGINE}, **self._looks, damped=self._damped,
-                            driven=plan.driven, passive=plan.passive, real_move=_MOVE, real_contact_move=_CONTACT_MOVE)
+                            driven=plan.driven, passive=plan.passive, real_move=_MOVE, real_bent_move=_BENT_MOVE)
 
     def bind(self, name: str) -> NDArray[Any]:
         """Return a live array of a data field of the solved worlds, one of ``LOOKED_AT``, shape [n, ...]."""

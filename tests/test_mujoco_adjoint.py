@@ -63,6 +63,8 @@ BALL = ('<mujoco><option timestep="0.004"/><worldbody><body pos="0 0 1"><joint t
         '<actuator><motor joint="b" gear="1 .5 .2"/></actuator></mujoco>')
 MODELS = {
     "arm with limits, dry friction, armature and springs": arm(SPRUNG),
+    "light wrist on a heavy arm": arm('damping=".001" frictionloss=".01"', drives=MOTORS.replace("motor", 'motor gear=".01"')).replace(
+        'mass="1.0"', 'mass="20"').replace(f'mass="{1 - .2 * 3}"', 'mass=".003"'),
     "arm without damping": arm("frictionloss='.2'"),
     "joint limits of actuator forces": arm('damping=".1" actuatorfrcrange="-.3 .3"', drives=MOTORS.replace("motor", 'motor gear=".5"')),
     "actuator limits": arm(drives="".join(f'<position joint="j{i}" kp="1" kv=".2" forcerange="-.6 .6"/>' for i in range(4))),
@@ -176,6 +178,14 @@ def test_pull_back_is_the_jacobians_transpose(name, integrator):
         expected = np.einsum("nik,ni->nk", jacobian[n], cotangent)
         for found in (getattr(together, n), getattr(adjoint.pull_back(inputs, cotangent, {n}), n)):
             np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7 * np.abs(expected).max())
+
+
+def test_moves_of_positions_are_not_lost_in_rounding():
+    """The arm's weight beside the wrist's inertia: moves of 1e-9 to one side are 2e-6 off here, and 5e-4 on a UR5e."""
+    model = compiled(MODELS["light wrist on a heavy arm"])
+    inputs = visited(model)
+    expected = difference_jacobian(stepper(model), state_space(model), inputs, ("state",))
+    assert worst(StepAdjoint(model).jacobian(inputs, ("state",))["state"], expected["state"]) < 3e-7
 
 
 def test_agrees_with_the_engines_own_differences():
