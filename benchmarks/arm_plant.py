@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from cart_pole_plant import Calibrated
 from identification import ARM_TRUTH, Case
+from mujoco_plant import MujocoPlant
 from numpy.typing import NDArray
 
 from residual_mbrl.costs import QuadraticCost
@@ -35,7 +36,7 @@ def drawn(seed: int) -> Case:
     return Case(name=f"arm {seed}", xml=arm_xml(), truth=truth, noise=NOISE, stiffness=100.0, amplitude=[0.9] * 7, logs=6, seconds=1.0)
 
 
-class Plant:
+class Plant(MujocoPlant):
     """The simulated arm: torques are held, observations are noisy.
 
     Args:
@@ -44,23 +45,7 @@ class Plant:
     """
 
     def __init__(self, case: Case, seed: int) -> None:
-        self.model = case.simulator().model_with(case.truth)
-        self.data = mujoco.MjData(self.model)
-        self._rng = np.random.default_rng(seed)
-
-    @property
-    def state(self) -> Array:
-        """As it is, shape [14]."""
-        return np.concatenate([self.data.qpos, self.data.qvel])
-
-    @state.setter
-    def state(self, x: Array) -> None:
-        mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[:], self.data.qvel[:] = x[:7], x[7:]
-
-    def read(self) -> Array:
-        """Return what is measured, shape [14]."""
-        return self.state + np.repeat(NOISE, 7) * self._rng.standard_normal(14)
+        super().__init__(case.simulator().model_with(case.truth), np.repeat(NOISE, 7), seed)
 
     def run(self, seconds: float, command: Array) -> None:
         """Advance under held torques [N·m]."""

@@ -8,6 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
+from mujoco_plant import MujocoPlant
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def drawn(seed: int) -> Truth:
     return Truth(**{n: x * float(rng.uniform(0.9, 1.1)) for n, x in vars(usual).items()})
 
 
-class Plant:
+class Plant(MujocoPlant):
     """The simulated plant: commands hold, observations are noisy.
 
     Args:
@@ -84,23 +85,7 @@ class Plant:
     """
 
     def __init__(self, truth: Truth | None = None, seed: int = 0) -> None:
-        self.model = (truth or Truth()).model()
-        self.data = mujoco.MjData(self.model)
-        self._rng = np.random.default_rng(seed)
-
-    @property
-    def state(self) -> Array:
-        """As it is, shape [4]."""
-        return np.concatenate([self.data.qpos, self.data.qvel])
-
-    @state.setter
-    def state(self, x: Array) -> None:
-        mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[:], self.data.qvel[:] = x[:2], x[2:]
-
-    def read(self) -> Array:
-        """Return what is measured, shape [4]."""
-        return self.state + NOISE * self._rng.standard_normal(4)
+        super().__init__((truth or Truth()).model(), NOISE, seed)
 
     def run(self, seconds: float, command: Array, before: Array | None = None, late: float = 0.0) -> None:
         """Advance; ``before`` acts for the first ``late`` seconds, the command after them."""

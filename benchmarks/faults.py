@@ -252,12 +252,12 @@ def main(options: Options, seed: int = 1, work: Path | None = None, minutes: flo
     Args:
         options: As of all benchmarks.
         seed: Of plants and faults.
-        work: Folder for the calibrated models and the episodes done, from which a run that was stopped goes on.
+        work: Folder for the episodes done, from which a run that was stopped goes on.
         minutes: When to stop and report what is done.
     """
     until = clock.monotonic() + 60 * minutes
     torch.set_num_threads(1)
-    models = calibrated(work)
+    models = calibrate(Truth(), PERIOD)  # the same at every call, so that a stopped run goes on with the models it had
     learned = copy.deepcopy(models.calibrated)
     chains = {"ours": {"calibrated": learned, "identified": models.identified}, "identified": {"identified": models.identified},
               "data sheet": {"data sheet": models.nominal}}
@@ -280,19 +280,6 @@ def main(options: Options, seed: int = 1, work: Path | None = None, minutes: flo
     for bench in benches.values():
         bench.controller.close()
     return summarise(rows[: len(faults)], options, seed)
-
-
-def calibrated(work: Path | None) -> Calibrated:
-    """Return the calibrated models, from the folder if they are there."""
-    kept = None if work is None else work / "models.pt"
-    if kept is None or not kept.is_file():
-        models = calibrate(Truth(), PERIOD)
-        if kept is None:
-            return models
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(models, kept)
-    found: Calibrated = torch.load(kept, weights_only=False)
-    return found
 
 
 def summarise(rows: list[dict[str, Any]], options: Options, seed: int) -> dict[str, object]:

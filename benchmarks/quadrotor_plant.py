@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 import torch
 from cart_pole_plant import Calibrated
+from mujoco_plant import MujocoPlant
 from numpy.typing import NDArray
 
 from residual_mbrl.costs import QuadraticCost
@@ -57,7 +58,7 @@ def drawn(seed: int) -> Truth:
     return Truth({**SHEET, **values})
 
 
-class Plant:
+class Plant(MujocoPlant):
     """The simulated quadrotor: rotors lag behind their commands, the air drags, MuJoCo moves the body.
 
     Args:
@@ -66,11 +67,9 @@ class Plant:
     """
 
     def __init__(self, truth: Truth, seed: int = 0) -> None:
-        self._p, self._rng = truth.values, np.random.default_rng(seed)
-        p = self._p
-        self.model = mujoco.MjModel.from_xml_string(XML.format(step=STEP, mass=p["mass"], ixx=p["inertia_xx"], iyy=p["inertia_yy"],
-                                                               izz=p["inertia_zz"]))
-        self.data = mujoco.MjData(self.model)
+        self._p = p = truth.values
+        super().__init__(mujoco.MjModel.from_xml_string(XML.format(step=STEP, mass=p["mass"], ixx=p["inertia_xx"], iyy=p["inertia_yy"],
+                                                                   izz=p["inertia_zz"])), NOISE, seed)
         self.rotors: Array = np.full(4, HOVER)
         self._signs = np.array(ROTORS, float)
         self._thrust = np.array([p[f"thrust{i}"] for i in (1, 2, 3, 4)])
@@ -84,10 +83,6 @@ class Plant:
     def state(self, x: Array) -> None:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:], self.data.qvel[:], self.rotors = x[:7], x[7:13], x[13:].copy()
-
-    def read(self) -> Array:
-        """Return what is measured, shape [17]."""
-        return self.state + NOISE * self._rng.standard_normal(17)
 
     def run(self, seconds: float, command: Array) -> None:
         """Advance under commanded rotor speeds [krad/s]."""
