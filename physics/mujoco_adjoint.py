@@ -27,8 +27,9 @@ numpy. What it costs beside a step of the engine and beside differences: ``bench
  - Position: differences with a held. Kinematics and collision have no other derivative here, and this takes 2 nv cheap evaluations where
    differences of everything take 2 (3 nv + nu) full steps. No solver tolerance enters, so that the moves can be small: 3e-6 to both
    sides, 3e-7 with limits or contacts. Each row of constraints is held in the zone in which it acts (idle, linear, sliding, at its
-   friction loss), so that no move crosses a switch as long as the moved world has the same contacts. In numpy the moves are 3e-7 to
-   both sides, or 1e-8 to one where no world has constraints, and rows within about 1e-3 m/s² of a switch may cross it.
+   friction loss), and a side on which the moved world has other rows is left out where the other side has the same. In numpy the
+   moves are 3e-7 to both sides, or 1e-8 to one where no world has constraints, and rows within about 1e-3 m/s² of a switch may cross
+   it.
 """
 
 from __future__ import annotations

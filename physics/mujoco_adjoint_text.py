@@ -386,13 +386,13 @@ struct Functions {
     }
     return true;
   }
-  // r - M a and M rest, the acceleration and the zones of rows held
-  static void residual(const Arguments* a, const mjModel* m, mjData* d, const Held& h, double* r, double* taken) {
+  // r - M a and M rest, the acceleration and the zones of rows held; whether the rows are those that were solved
+  static bool residual(const Arguments* a, const mjModel* m, mjData* d, const Held& h, double* r, double* taken) {
     int nv = m->nv, n = d->nefc;
     inertia_times(m, d, h.acceleration, r);
     if (taken) inertia_times(m, d, h.rest, taken);
     for (int i = 0; i < nv; ++i) r[i] = d->qfrc_passive[i] - d->qfrc_bias[i] + (a->passive ? 0 : d->qfrc_actuator[i]) - r[i];
-    if (!n) return;
+    if (!n) return !h.nefc;
     double *jar = TAKE(2 * n + n / 8 + 1), *f = jar + n;
     unsigned char* zone = (unsigned char*)(f + n);
     Rows::times(m, d, h.acceleration, jar);
@@ -402,6 +402,7 @@ struct Functions {
     Rows::forces(d, jar, same ? h.zone : zone, f);
     for (int i = 0; i < n; ++i)
       if (f[i] != 0) for (int j = 0; j < nv; ++j) r[j] += f[i] * d->efc_J[i * nv + j];
+    return same;
   }
   // kinematics, forces and rows of constraints at a state, without a solve
   static void place(const Arguments* a, const mjModel* m, mjData* d, bool constrained, bool actuated) {
@@ -508,23 +509,29 @@ struct Functions {
       for (int k = 0; k < 2; ++k) held.geoms[2 * i + k] = d->contact[i].geom[k];
       for (int k = 0; k < 3; ++k) held.places[3 * i + k] = d->contact[i].pos[k];
     }
-    double *back = TAKE(5 * nv), *taken = back + nv, *r = taken + nv, *q = r + nv, *unit = q + nv;
+    double *r[3], *q[3], *unit = TAKE(3 * nv), *slope = unit + nv, *taken = slope + nv;  // back, here, forth
+    for (int side = 0; side < 3; ++side) { r[side] = TAKE(2 * nv); q[side] = damped ? r[side] + nv : 0; }
     double move = n > d->nf ? a->real_bent_move : a->real_move;
+    residual(a, m, d, held, r[1], q[1]);
     for (int i = 0; i < nv; ++i) unit[i] = 0;
     for (int j = 0; j < nv; ++j) {
+      bool same[3] = {false, true, false};
       unit[j] = 1;
-      for (int side = 0; side < 2; ++side) {
+      for (int side = 0; side < 3; side += 2) {
         for (int i = 0; i < nq; ++i) d->qpos[i] = qpos[i];
-        ((void (*)(const mjModel*, double*, const double*, double))a->mj_integratePos)(m, d->qpos, unit, side ? move : -move);
+        ((void (*)(const mjModel*, double*, const double*, double))a->mj_integratePos)(m, d->qpos, unit, (side - 1) * move);
         place(a, m, d, n > 0, !a->passive);
-        residual(a, m, d, held, side ? r : back, damped ? side ? q : taken : 0);
+        same[side] = residual(a, m, d, held, r[side], q[side]);
       }
       unit[j] = 0;
-      for (int i = 0; i < nv; ++i) { r[i] = (r[i] - back[i]) / (2 * move); if (damped) q[i] = (q[i] - taken[i]) / (2 * move); }
+      // a side on which a contact appears or goes is left out: what jumps there is no slope
+      int from = same[0] || !same[2] ? 0 : 1, to = same[2] || !same[0] ? 2 : 1;
+      double width = (to - from) * move;
+      for (int i = 0; i < nv; ++i) { slope[i] = (r[to][i] - r[from][i]) / width; if (damped) taken[i] = (q[to][i] - q[from][i]) / width; }
       for (int k = 0; k < rows; ++k) {
         int row = world * rows + k;
-        double s = Rows::dot(at(a->mu, nv, row), r, nv);
-        if (damped) s += Rows::dot(at(a->w, nv, row), q, nv);
+        double s = Rows::dot(at(a->mu, nv, row), slope, nv);
+        if (damped) s += Rows::dot(at(a->w, nv, row), taken, nv);
         at(a->position, nv, row)[j] += s;
       }
     }
