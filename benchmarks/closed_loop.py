@@ -37,6 +37,7 @@ from residual_mbrl.files import write_json
 from residual_mbrl.planners.ilqr import ILQR, ILQROptions
 from residual_mbrl.planners.limits import Limits
 from residual_mbrl.planners.plan import Plan, shift
+from residual_mbrl.planners.starts import best_from_starts
 
 Array = NDArray[np.float64]
 DT = 0.02
@@ -73,6 +74,7 @@ class Case:
         iterations: A tick.
         first: Action that a first plan begins from.
         opening: Iterations of the first plan.
+        starts: From which the first plan is looked for.
     """
 
     calibrate: Callable[[int], Calibrated]
@@ -88,6 +90,7 @@ class Case:
     iterations: int
     first: float | Array
     opening: int = 100
+    starts: int = 1
 
 
 def cart_pole_cost(model: ResidualDynamics, goals: Array) -> QuadraticCost:
@@ -109,7 +112,7 @@ def cart_pole() -> Case:
                 plant=lambda seed: cart_pole_plant.Plant(drawn(seed), 5_000 + seed), start=start,
                 goals=lambda _, ticks: np.tile(upright, (len(ticks), 1)), cost=cart_pole_cost,
                 weights=(np.array([2.0, 6.0, 0.1, 0.1]), np.array([0.01])), limits=Limits(action_lower=-15.0, action_upper=15.0), steps=60,
-                ticks=250, iterations=3, first=0.0)
+                ticks=250, iterations=3, first=0.0, starts=16)
 
 
 def quadrotor() -> Case:
@@ -158,7 +161,7 @@ def control(case: Case, model: ResidualDynamics, seed: int) -> float:
     for k in range(case.ticks):
         seen = torch.from_numpy(plant.read()).float()
         if plan is None:
-            plan = opening.plan(seen)
+            plan = best_from_starts(opening, seen, case.starts, seed=seed)
         else:
             plan = planner.plan(seen, shift(plan, 1), cost=case.cost(model, every[k : k + case.steps + 1]))
         command = plan.actions[0].double().numpy()

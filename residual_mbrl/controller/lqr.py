@@ -65,7 +65,8 @@ def regulator(a: Array, b: Array, q: Array, r: Array) -> Array:
     try:
         p = solve_discrete_are(a, b, q, r)
     except (LinAlgError, ValueError) as error:
-        raise ModelError(f"LQR: the model cannot be stabilised about the reference: {error}") from error
+        raise ModelError(f"LQR: the model cannot be stabilised about the reference (one whose dry friction holds it there cannot: give a "
+                         f"model without it): {error}") from error
     gain: Array = np.linalg.solve(r + b.T @ p @ b, b.T @ p @ a)
     radius = float(np.abs(np.linalg.eigvals(a - b @ gain)).max())
     if not radius < 1 + 1e-9:
