@@ -132,9 +132,9 @@ def true_model(truth: Truth, dt: float) -> ResidualDynamics:
     return ResidualDynamics(MujocoSimulator(truth.xml(MODEL_STEP), dt=dt, threads=1))
 
 
-def at_rest(finger: Array, place: Array) -> Array:
+def at_rest(finger: Array, place: Array, heading: float = 0.0) -> Array:
     """Return the state of a finger and a carton that do not move, shape [17]."""
-    return np.array([*finger, *place, HEIGHT, 1.0, 0.0, 0.0, 0.0, *[0.0] * 8])
+    return np.array([*finger, *place, HEIGHT, np.cos(heading / 2), 0.0, 0.0, np.sin(heading / 2), *[0.0] * 8])
 
 
 def target(seed: int) -> Array:
@@ -160,17 +160,15 @@ def cost_of(model: ResidualDynamics, goals: Array) -> QuadraticCost:
 
 
 def record(plant: Plant, dt: float, seconds: float, seed: int) -> Trajectory:
-    """Record the finger as it pushes a side of the carton with a force that grows, and wavers along the side.
+    """Record a shove of the carton's rear side: where, in which direction, how fast and how far is random, and the finger wavers.
 
     The carton is put where it starts; the mean of what is measured there for a fifth of a second, at rest, is the first sample.
     """
     rng, steps = np.random.default_rng(seed), round(seconds / dt)
-    side = np.pi / 2 * (0, 0, 1, 2, 3)[seed % 5]
-    into, along = np.array([np.cos(side), np.sin(side)]), np.array([-np.sin(side), np.cos(side)])
-    half, half_width = (LENGTH, WIDTH) if seed % 5 in (0, 1, 3) else (WIDTH, LENGTH)
-    place = np.array([-0.25, 0.0])
-    begin = place - (half + TIP + 0.004) * into + rng.uniform(-0.5, 0.5) * half_width * along
-    plant.state = at_rest(begin, place)
+    heading, place = rng.uniform(-0.4, 0.4), np.array([-0.25, 0.0])
+    into, along = np.array([np.cos(heading), np.sin(heading)]), np.array([-np.sin(heading), np.cos(heading)])
+    begin = place - (LENGTH + TIP + 0.004) * into + rng.uniform(-0.5, 0.5) * WIDTH * along
+    plant.state = at_rest(begin, place, heading)
     waiting = round(0.2 / dt)
     first = np.zeros(17)
     for _ in range(waiting):
@@ -178,12 +176,12 @@ def record(plant: Plant, dt: float, seconds: float, seed: int) -> Trajectory:
         plant.run(dt, np.zeros(2))
     first[9:] = 0.0
     states, commands = [first], []
-    rate, phase, speed, end = rng.uniform(2.0, 8.0, 2), rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.25)
+    rate, phase, speed, end = rng.uniform(2.0, 8.0, 2), rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.2, 2.0), rng.uniform(0.1, 0.3)
     for k in range(steps - waiting):
         x, t = states[-1], k * dt
         gone = min(speed * t, end)
         goal = begin + gone * into + 0.02 * np.sin(rate[0] * t) * along
-        pull = 100.0 * (goal - x[:2]) - 8.0 * (x[9:11] - (gone < end) * speed * into) + np.sin(rate[1] * t + phase[1]) * into
+        pull = 150.0 * (goal - x[:2]) - 12.0 * (x[9:11] - (gone < end) * speed * into) + np.sin(rate[1] * t + phase[1]) * into
         commands.append(np.clip(pull, -LIMIT, LIMIT))
         plant.run(dt, commands[-1])
         states.append(plant.read())
