@@ -140,8 +140,8 @@ def make_controller(models: Mapping[str, ResidualDynamics], calibrated: Calibrat
 
     levels = [Level(planner=FixedIterations(pulled[n], cost(0.0), ILQROptions(iterations=3), steps=STEPS, limits=LIMITS), name=n,
                     interval=calibrate_interval(m, held.measurements, held.commands[:-1])) for n, m in models.items()]
-    still = QuadraticCost(space=plain, **weights, target=torch.tensor([0.0, np.pi, 0.0, 0.0]).float())
-    regulator = LQR(list(models.values())[-1], still)  # of the simplest model, which no dry friction holds at the reference
+    still = QuadraticCost(space=space, **weights, target=torch.tensor([0.0, np.pi, 0.0, 0.0]).float())
+    regulator = LQR(list(pulled.values())[-1], still)  # of the simplest model, which no dry friction holds at the reference
     return Controller(levels[0], fallback=[*levels[1:], regulator, Hold([0.0])], period=PERIOD, deadline=DEADLINE, cost=cost,
                       settling=settling, worker=worker, clock=clock)
 

@@ -90,6 +90,20 @@ def test_what_is_found_is_the_force_that_is_missing():
     assert found == pytest.approx([1.0, 0.0], abs=0.05)
 
 
+def test_the_regulator_holds_against_it():
+    """On a plant that is pulled the linear law stands upright in the middle, given the force; off it without."""
+    model = held(baseline())
+    law, plant, apart = LQR(model, cost(model)), pulled(1.0), {}
+    for known in (0.0, 5 * math.atanh(0.2)):
+        x = torch.tensor([0.1, math.pi, 0.0, 0.0], dtype=F64)
+        with torch.no_grad():
+            for _ in range(1500):
+                x = plant.step(x, law.command(torch.cat([x, torch.tensor([known, 0.0], dtype=F64)])))
+        apart[known] = abs(float(x[0]))
+    assert apart.pop(0.0) > 0.05
+    assert min(apart.values()) < 3e-3
+
+
 def test_a_blow_is_not_taken_for_a_pull():
     """One error, however large, moves the estimate by the bound's share of one tick; none where nothing was predicted."""
     observer, state = Observer(held(baseline()), 0.2), torch.zeros(6, dtype=F64)

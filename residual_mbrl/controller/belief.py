@@ -85,15 +85,17 @@ class Belief:
         """Number of entries of the tangent space that are observed."""
         return self._space.ndx if self._size == self._space.nx else 2 * self._space.nv
 
-    def correct(self, predicted: Prediction, seen: Array | None, seconds: float) -> None:
+    def correct(self, predicted: Prediction, seen: Array | None, seconds: float, *, doubted: bool = False) -> None:
         """Take over a prediction, the observed entries as they are seen where they are; see ``Observer`` for what is learned from it.
 
         Args:
             predicted: What was expected now.
             seen: Observed entries; None where nothing is seen.
             seconds: Predicted over, from a state that was itself seen; zero where it was not.
+            doubted: Whether the model is; what it seemed to lack is forgotten then.
         """
-        self.state = predicted.state
+        self.state = self.observer.forget(predicted.state) if doubted else predicted.state
         if seen is not None:
-            found = self.observer.update(predicted.state, self.error(seen, predicted.state), predicted.response, seconds)
+            found = self.observer.update(self.state, self.error(seen, predicted.state), predicted.response,
+                                         0.0 if doubted else seconds)
             self.state = torch.cat([torch.from_numpy(seen), found[len(seen) :]])

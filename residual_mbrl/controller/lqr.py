@@ -13,6 +13,7 @@ from residual_mbrl.controller.law import Law
 from residual_mbrl.costs import Cost, QuadraticCost
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
+from residual_mbrl.residuals.held_force import HeldForce
 from residual_mbrl.rollouts import linearise
 
 Array = NDArray[np.float64]
@@ -24,10 +25,11 @@ REGULARISATION = 1e-9
 class LQR(Law):
     """``u = u* - K (x ⊖ g)`` with K from the discrete Riccati equation of the model linearised at (x*, u*).
 
-    The goal g is the target of the cost that is asked for, which may move; x* is where it was linearised.
+    The goal g is the target of the cost that is asked for, which may move; x* is where it was linearised. A ``HeldForce`` of the model,
+    which no command moves, is not regulated but held against: by the command whose effect on a step is nearest to its own.
 
     Args:
-        dynamics: The model; residual memory counts as state.
+        dynamics: The model; other residual memory counts as state.
         cost: Its weights of state and action are those of the regulator, its target is x*.
         action: u* that holds the target, shape [nu]; found by least squares where missing.
 
@@ -41,9 +43,12 @@ class LQR(Law):
         self.space, self.state = space, target
         self.action = steady_action(dynamics, target) if action is None else action.double()
         with torch.no_grad():
-            a, b = linearise(dynamics, target.expand(2, -1), self.action.expand(1, -1), backend="torch")
+            moves = linearise(dynamics, target.expand(2, -1), self.action.expand(1, -1), backend="torch")
         weights = np.diag(np.maximum(q.numpy(), REGULARISATION * float(q.max())))
-        self.gain = regulator(a[0].double().numpy(), b[0].double().numpy(), weights, np.diag(r.numpy()))
+        held, (a, b) = held_entries(dynamics), (np.asarray(m[0].double().numpy()) for m in moves)
+        self.gain = np.zeros((space.nu, space.ndx))
+        self.gain[:, ~held] = regulator(a[~held][:, ~held], b[~held], weights[~held][:, ~held], np.diag(r.numpy()))
+        self.gain[:, held] = np.linalg.pinv(b[~held]) @ a[~held][:, held]
         self._gain = torch.from_numpy(self.gain)
 
     def command(self, state: Tensor, cost: Cost | None = None) -> Tensor:
@@ -54,6 +59,14 @@ class LQR(Law):
             goal = torch.cat([cost.references[..., 0, :n].reshape(-1)[:n].double(), goal[n:]])
         x = state[:nx] if state.shape[-1] >= nx else torch.cat([state, goal[state.shape[-1] :]])
         return self.action - self._gain @ self.space.difference(x, goal)
+
+
+def held_entries(dynamics: ResidualDynamics) -> NDArray[np.bool_]:
+    """Tell which entries of the tangent space are forces that are held, shape [ndx]."""
+    held = np.zeros(dynamics.space.nx, bool)
+    for residual, place in zip(dynamics.corrections, dynamics.memory, strict=True):
+        held[place] = isinstance(residual, HeldForce)
+    return held[dynamics.space.nx - dynamics.space.ndx :]  # memory comes last in both
 
 
 def regulator(a: Array, b: Array, q: Array, r: Array) -> Array:

@@ -68,6 +68,13 @@ class Observer:
             state[place] = torch.from_numpy(np.clip(found, -bound, bound)).to(state)
         return state
 
+    def forget(self, state: Tensor) -> Tensor:
+        """Return a state without an estimate."""
+        for _, place in self._held:
+            state = state.clone()
+            state[place] = 0.0
+        return state
+
     def without(self, error: Array, state: Tensor, response: Array) -> Array:
         """Return the error that the same model would have made without its held force, to first order.
 

@@ -78,7 +78,7 @@ class Perception:
             own = [e if e is None or p is None else b.observer.without(e, *p)
                    for b, e, p in zip(self.beliefs, errors, expected, strict=True)]
             doubts = self.trust.judge(errors, own)
-        self._correct(expected, seen, stamp, line, seconds if fresh else 0.0)
+        self._correct(expected, seen, stamp, line, seconds if fresh else 0.0, doubts)
         self.at, self.lost = stamp, 0.0 if seen is not None else self.lost + self._period
         return Look(doubt, doubts)
 
@@ -120,12 +120,12 @@ class Perception:
         return self._distance(seen, predicted)
 
     def _correct(self, expected: Sequence[Prediction | None], seen: Array | None, stamp: float, line: CommandLine,
-                 seconds: float) -> None:
+                 seconds: float, doubts: Sequence[Doubt | None]) -> None:
         known, first = seen, next((p.state for p in expected if p is not None), None)
         if seen is not None and first is not None and self._estimator is not None:
             known = np.asarray(self._estimator.update(seen, first.numpy(), stamp), np.float64)
-        for belief, prediction in zip(self.beliefs, expected, strict=True):
+        for belief, prediction, doubt in zip(self.beliefs, expected, doubts, strict=True):
             if prediction is not None:
-                belief.correct(prediction, known, seconds)
+                belief.correct(prediction, known, seconds, doubted=doubt is not None)
             elif seen is not None:
                 belief.start(seen, line.last)
