@@ -35,8 +35,8 @@ class TrustOptions:
     beyond: float = 15.0
     allowed: float = 3.0
     largest: float = 8.0
-    worse: float = 8.0
-    edge: float = 0.5
+    worse: float = 4.0
+    edge: float = 0.3
     spread: float = 4.0
     dwell: float = 0.5
 
