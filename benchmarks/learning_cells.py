@@ -99,12 +99,12 @@ def true(cell: Cell) -> Points:
 
 
 def ours(cell: Cell) -> Points:
-    """Identify what is known, learn a small force for what is not, and plan."""
-    noise = cell.case.noise.tolist()
-    options = LearnOptions(window=20, stride=5, noise=noise, seed=cell.seed,
+    """Identify what is known, learn friction (and springs), and plan."""
+    noise, case = cell.case.noise.tolist(), cell.case
+    options = LearnOptions(window=case.window, stride=case.window // 2, noise=noise, seed=cell.seed,
                            identify=IdentifyOptions(candidates=8, starts=1, start_std=noise),
-                           fit=FitOptions(method="adam", horizons=(8,), rounds=3, iterations=60, ridge=0.002, parameters=False, patience=3))
-    return _learned(cell, "ours", cell.case.corrected(cell.seed), options)
+                           fit=FitOptions(rounds=3, iterations=5, ridge=0.01, start_std=noise))
+    return _learned(cell, "ours", case.corrected(cell.seed), options)
 
 
 def pets(cell: Cell) -> Points:

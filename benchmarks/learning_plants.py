@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cart_pole_plant
@@ -20,7 +20,7 @@ from residual_mbrl.baselines import Baseline
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.function_cost import FunctionCost
 from residual_mbrl.learning import GymnasiumPlant, Plant, network_alone
-from residual_mbrl.residuals import Feature, Unstructured
+from residual_mbrl.residuals import DryFriction, Feature, JointSprings
 from residual_mbrl.tasks import Task
 
 Array = NDArray[np.float64]
@@ -72,13 +72,15 @@ class Case:
         over: From states to where an episode is over; nowhere where missing.
         angles: Positions that repeat after a turn.
         fastest: Largest acceleration that a network alone may give.
-        bound: Largest residual force.
+        bound: Largest dry friction that may be learned [N or N·m].
         noise: Standard deviation of each measured state entry.
         horizon: Steps of a plan.
         positions: Whether the plant differs along positions that are not angles.
         collected: Steps of an episode that is learned from.
         explored: The same of networks that know nothing, which are given more and fitted less often.
         episodes: Of a round.
+        spring: Typical force of learned springs, zero for none [N or N·m].
+        window: Steps that our model is to predict.
         practice: First states of policies in training; the task's where missing.
     """
 
@@ -100,7 +102,8 @@ class Case:
     practice: Callable[[torch.Generator, int], Tensor] | None = None
     positions: bool = True
     over: Callable[[Tensor], Tensor] | None = None
-    hidden: tuple[int, ...] = field(default=(32, 32))
+    spring: float = 0.0
+    window: int = 20
 
     def task(self, seed: int) -> Task:
         """Return the task: one minus the reward is the cost of a step."""
@@ -114,13 +117,12 @@ class Case:
         return ResidualDynamics(self.baseline())
 
     def corrected(self, seed: int) -> ResidualDynamics:
-        """Return what is known with a small free force for what is not."""
+        """Return what is known with dry friction of every joint, and springs where the case says so, to be learned."""
         base = self.baseline()
-        turned = [Feature(source=n, transform=f) for n in self.angles for f in ("sin", "cos")]
-        rest = [Feature(source=n) for n in base.space.position if n not in self.angles]
-        rates = [Feature(source=n, transform=f) for n in base.space.velocity for f in ("identity", "sign")]
-        features = [*turned, *rest, *rates, *(Feature(source=n) for n in base.space.action)]
-        return ResidualDynamics(base, [Unstructured(nv=base.space.nv, features=features, bound=self.bound, hidden=self.hidden, seed=seed)])
+        friction = DryFriction(nv=base.space.nv, features=[Feature(source="velocity", transform="abs")], sizes=[base.space.nv],
+                               bound=self.bound, hidden=(), seed=seed)
+        springs = [JointSprings(nq=base.space.nq, units=2, scale=self.spring)] if self.spring else []
+        return ResidualDynamics(base, [friction, *springs])
 
     def alone(self, seed: int) -> ResidualDynamics:
         """Return a network that knows nothing."""
@@ -163,7 +165,7 @@ def cart_pole() -> Case:
 
     return Case(plant=CartPole, baseline=lambda: cart_pole_plant.baseline(DT).baseline,
                 true=lambda seed: cart_pole_plant.true_model(cart_pole_plant.drawn(seed), DT), reward=lambda seed: reward, start=start,
-                steps=250, limit=15.0, angles=("angle",), fastest=150.0, bound=8.0, noise=cart_pole_plant.NOISE, horizon=75,
+                steps=250, limit=15.0, angles=("angle",), fastest=150.0, bound=5.0, spring=2.0, noise=cart_pole_plant.NOISE, horizon=75,
                 collected=125, explored=250, practice=anywhere)
 
 
@@ -226,7 +228,7 @@ def double_pole() -> Case:
 
     return Case(plant=plant, baseline=lambda: DoublePole(dt=DT), true=true, reward=lambda seed: reward, start=start, steps=250,
                 limit=HIGHEST, angles=("angle1", "angle2"), fastest=600.0, bound=40.0, noise=np.array([2e-4, 4e-4, 4e-4, 2e-3, 4e-3, 4e-3]),
-                horizon=25, collected=50, explored=50, episodes=5, positions=False, over=lambda x: height(x) <= 1)
+                horizon=25, collected=50, explored=50, episodes=5, positions=False, window=8, over=lambda x: height(x) <= 1)
 
 
 class Geared(DoublePole):

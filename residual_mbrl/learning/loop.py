@@ -78,12 +78,11 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
     rounds: list[LearnedRound] = []
     for k in range(budget.rounds):
         made = run.round(k)
-        if made is None:
-            continue
-        rounds.append(made)
-        if progress is not None:
-            progress(made)
-        if run.seconds >= budget.seconds - 0.5 * dynamics.dt:
+        if made is not None:
+            rounds.append(made)
+            if progress is not None:
+                progress(made)
+        if budget.seconds - run.seconds < (options.window - 0.5) * dynamics.dt:
             break
     if not rounds:
         raise ModelError("learn: no round had data to learn from")
@@ -112,7 +111,6 @@ class _Run:
         folder = self.folder(k)
         folder.mkdir(parents=True, exist_ok=True)
         logs, costs = self._collect(k, folder)
-        self.seconds += sum(t.duration for t in logs)
         self.logs += logs
         if not logs:
             log.warning("round %d: nothing to learn from; skipped", k)
@@ -155,15 +153,17 @@ class _Run:
         """Return the logs of a round and the cost of each."""
         if isinstance(self.plant, LoggedPlant):
             logs = list(self.plant.rounds[k]) if k < len(self.plant.rounds) else []
+            self.seconds += sum(t.duration for t in logs)
             return logs, [float("nan")] * len(logs)
         episodes: list[Episode] = []
         for i in range(self.budget.episodes):
-            left = self.budget.seconds - self.seconds - sum([len(e.actions) for e in episodes]) * self.dynamics.dt
+            left = self.budget.seconds - self.seconds
             steps = int(min(self.budget.steps or self.task.steps, left / self.dynamics.dt + 1e-6))
             if steps < self.options.window:
                 break
             episodes.append(self._episode(folder / f"episode_{i:03d}.npz", f"round {k}, episode {i}", self._seed(k, i), steps,
                                           self.acted and k >= self.budget.excited))
+            self.seconds += len(episodes[-1].actions) * self.dynamics.dt
         kept = list(usable(episodes, self.options.window))
         return [e.trajectory(self.dynamics.baseline.space, self.dynamics.dt) for e in kept], [self._cost(e) for e in kept]
 

@@ -19,7 +19,7 @@ class Budget:
 
     Args:
         rounds: At most.
-        seconds: Of the plant in all that is learned from.
+        seconds: Of the plant in all, evaluations aside; an episode too short to learn from counts.
         episodes: Of each round.
         steps: Of an episode that is learned from; the task's where missing.
         evaluations: Episodes of each evaluation, not learned from.
@@ -78,7 +78,7 @@ class LearnedRound:
 
     Attributes:
         round: Its number, from 0.
-        seconds: Of the plant that were learned from so far.
+        seconds: Of the plant so far, evaluations aside.
         collected: Mean cost of the round's own episodes.
         predicted: Mean cost of the task's episodes under the policy in the model; NaN of a planner, which would have to plan them.
         evaluated: Mean cost of evaluation episodes on the plant; NaN where there are none.
