@@ -25,8 +25,9 @@ from residual_mbrl.policy_optimization import TrainingOptions, apg
 Points = dict[str, list[float]]
 """Returns of the episodes of an evaluation, by the seconds of plant data before it."""
 MEMBERS = 5
-POINTS = {"ours": (2.5, 5.0, 10.0), "PETS": (10.0, 20.0, 50.0, 100.0), "SAC": (10.0, 50.0, 100.0, 200.0)}
-"""Seconds of plant data at which learners are evaluated."""
+POINTS = {"idle": (0.0,), "nominal": (0.0,), "true": (0.0,), "ours": (2.5, 5.0, 10.0), "policy": (10.0,), "PETS": (10.0, 20.0, 50.0, 100.0),
+          "SAC": (10.0, 50.0, 100.0, 200.0)}
+"""Seconds of plant data at which methods are evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Cell:
         method: Of ``METHODS``.
         work: Folder of all cells.
         episodes: Of an evaluation.
+        longest: Seconds of plant data at most.
     """
 
     plant: str
@@ -46,6 +48,12 @@ class Cell:
     method: str
     work: Path
     episodes: int
+    longest: float = float("inf")
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Seconds of plant data at which it is evaluated."""
+        return tuple(p for p in POINTS[self.method] if p <= self.longest)
 
     @property
     def case(self) -> Case:
@@ -110,13 +118,13 @@ def ours(cell: Cell) -> Points:
 def pets(cell: Cell) -> Points:
     """Fit networks that know nothing, and plan."""
     fit = FitOptions(method="adam", rounds=1, iterations=300, ridge=1e-4, parameters=False)
-    options = LearnOptions(window=4, stride=2, noise=cell.case.noise.tolist(), seed=cell.seed, members=MEMBERS, identify=None, fit=fit)
+    options = LearnOptions(window=2, stride=1, noise=cell.case.noise.tolist(), seed=cell.seed, members=MEMBERS, identify=None, fit=fit)
     return _learned(cell, "PETS", cell.case.alone(cell.seed), options)
 
 
 def _learned(cell: Cell, method: str, model: ResidualDynamics, options: LearnOptions) -> Points:
     case, out = cell.case, cell.folder(method)
-    todo, found = list(POINTS[method]), Points()
+    todo, found = list(cell.points), Points()
     like = model if options.members == 1 else ensemble([model] * options.members)
 
     def evaluate(made: LearnedRound) -> None:
@@ -138,17 +146,21 @@ def policy(cell: Cell) -> Points:
     last = max(int(p.parent.name[-3:]) for p in ran.glob("round_*/round.json"))
     model, space = load_model(ran / f"round_{last:03d}" / "model", case.corrected(cell.seed)), case.baseline().space
     task = case.task(cell.seed)
-    untrained = MLPPolicy(space=space, low=-case.limit, high=case.limit, features=angles_turned(space, case.angles), seed=cell.seed)
-    untrained.normalise(task.draw(torch.Generator().manual_seed(0), 1000, dtype=torch.float64, practice=True))
-    found = apg(model, untrained.float(), task, TrainingOptions(horizon=64, iterations=800, seed=cell.seed))
-    return {"10": cell.returns(lambda seed: actor(found.policy, model, task, seed))}
+    found = []
+    for trial in range(2):  # the one that the model likes better
+        untrained = MLPPolicy(space=space, low=-case.limit, high=case.limit, features=angles_turned(space, case.angles),
+                              seed=2 * cell.seed + trial)
+        untrained.normalise(task.draw(torch.Generator().manual_seed(0), 1000, dtype=torch.float64, practice=True))
+        found.append(apg(model, untrained.float(), task, TrainingOptions(horizon=100, iterations=2000, seed=2 * cell.seed + trial)))
+    best = min(found, key=lambda trained: trained.cost).policy
+    return {"10": cell.returns(lambda seed: actor(best, model, task, seed))}
 
 
 def sac(cell: Cell) -> Points:
     """Train stable-baselines3's SAC on the plant."""
     from learning_sac import soft_actor_critic  # noqa: PLC0415  # an optional dependency
 
-    return soft_actor_critic(cell, POINTS["SAC"])
+    return soft_actor_critic(cell, cell.points)
 
 
 METHODS: Mapping[str, Callable[[Cell], Points]] = {"idle": idle, "nominal": nominal, "true": true, "ours": ours, "policy": policy,
