@@ -76,6 +76,40 @@ def test_a_policy_is_trained_in_an_ensemble(tmp_path):
     assert learned.rounds[-1].evaluated < 0.3 * learned.rounds[0].collected
 
 
+class Killed(BaseException):
+    """Ends a run as a signal does: nothing handles it."""
+
+
+class Dying(ModelPlant):
+    """A plant at whose n-th step the run is killed."""
+
+    left = 0
+
+    def step(self, action):
+        type(self).left -= 1
+        if type(self).left == 0:
+            raise Killed
+        return super().step(action)
+
+
+def test_a_planned_run_that_is_killed_goes_on_to_the_same_result(tmp_path):
+    """Samples of the planner depend on the episode alone, members on the round."""
+    force = Unstructured(nv=1, features=[Feature(source="velocity")], bound=2.0, hidden=(4,))
+
+    def once(out):
+        model, plant = ResidualDynamics(problem.dynamics().baseline, [force]), Dying(problem.dynamics(**TRUE), 1e-3)
+        planning, budget = Planning(steps=8, options=ICEM), Budget(rounds=2, evaluations=1)
+        found = learn(plant, model, problem.task(), planning, budget, out, options(members=2))
+        weights = (out / "round_001" / "model" / "weights.safetensors").read_bytes()
+        return [repr(r) for r in found.rounds], weights
+
+    whole = once(tmp_path / "whole")
+    Dying.left = 95  # of 160: amid the second round's episode
+    with pytest.raises(Killed):
+        once(tmp_path / "killed")
+    assert once(tmp_path / "killed") == whole
+
+
 def test_who_acts_may_be_guarded(tmp_path):
     """In every round, with the model as it is known then."""
     seen = []

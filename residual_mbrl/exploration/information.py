@@ -79,7 +79,8 @@ def _log_error(information: Tensor, options: InformationOptions) -> Tensor:
     """Return the mean logarithm of the root mean square error over draws, shape [*batch]."""
     eye = torch.eye(information.shape[-1], dtype=torch.float64)
     left = torch.linalg.inv(eye / options.spread**2 + information)
-    return 0.5 * left.diagonal(dim1=-2, dim2=-1).mean(-1).log().mean(0)
+    found: Tensor = 0.5 * left.diagonal(dim1=-2, dim2=-1).mean(-1).log().mean(0)
+    return found
 
 
 def _within(score: Tensor, states: Tensor, options: InformationOptions) -> Tensor:
