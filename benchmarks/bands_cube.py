@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from cube import ARTIFACT, NOISE
+from cube import ARTIFACT, NOISE, start
+from cube_fits import load_fits
 from cube_model import FRICTION, build
-from load_friction import rollout
 from numpy.typing import NDArray
-from tosses import Starts
+from toss_rollout import rollout
 
 from residual_mbrl.datasets import cube
-from residual_mbrl.free_flight import examine
 from residual_mbrl.uncertainty.tangents import rotation, spread
 
 Array = NDArray[np.float64]
 STEPS, PARTICLES = 50, 24
+RATE = 0.02
+"""Of factors that follow the tosses."""
 FRICTION_SPREAD = 0.010
 """Of the friction number between particles [1], about its interval."""
 INFLATED = 3.0
@@ -36,19 +36,21 @@ class Forecasts:
 
 
 def forecasts(folder: Path, seed: int) -> Forecasts:
-    """Forecast every validation toss from its first frame; train tosses only say how the log's velocities err, test is not read."""
-    logs = cube.read(folder, ["train", "val"]).logs
-    simulator = build()
-    starts = Starts.of(examine([cube.flight(log) for log in [*logs["train"], *logs["val"]]]), simulator)
-    values = {n: float(x["value"]) for n, x in json.loads((ARTIFACT / "parameters.json").read_text()).items()}
-    part = [log for log in logs["val"] if len(log.measurements) > STEPS]
-    first = torch.from_numpy(np.stack([starts.raw(log) for log in part]))
+    """Forecast every validation toss from its first frame by the model that train tosses identified; test is not read."""
+    simulator, fit = build(), load_fits(ARTIFACT)["all"]
+    part = [log for log in cube.read(folder, ["val"]).logs["val"] if len(log.measurements) > STEPS]
+    first = torch.from_numpy(start(simulator, part, fit).starts)
     generator = torch.Generator().manual_seed(seed)
-    states = [rollout(simulator, first, STEPS, values)]
+
+    def simulate(starts: torch.Tensor, values: dict[str, float]) -> torch.Tensor:
+        poses = torch.from_numpy(rollout(simulator, starts.numpy(), np.full(len(part), STEPS + 1), values))
+        return torch.cat([poses, poses.new_zeros(*poses.shape[:-1], 6)], -1)  # velocities, which nothing looks at
+
+    states = [simulate(first, fit.values)]
     for _ in range(PARTICLES):
         noise = INFLATED * torch.randn(len(part), 12, generator=generator, dtype=torch.float64) * torch.tensor(np.repeat(NOISE, 3))
-        moved = {**values, FRICTION: values[FRICTION] + FRICTION_SPREAD * float(torch.randn(1, generator=generator))}
-        states.append(rollout(simulator, simulator.space.integrate(first, noise), STEPS, moved))
+        moved = {**fit.values, FRICTION: fit.values[FRICTION] + FRICTION_SPREAD * float(torch.randn(1, generator=generator))}
+        states.append(simulate(simulator.space.integrate(first, noise), moved))
     truth = torch.from_numpy(np.stack([log.measurements[: STEPS + 1] for log in part]))
     mean, variance = spread(simulator.space, torch.stack(states))
     still = truth[:, :1].expand_as(truth)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,13 @@ from residual_mbrl.trajectories import Trajectory
 from residual_mbrl.uncertainty.correction import CorrectionNoise
 from residual_mbrl.uncertainty.ensembles import Ensemble, fit_ensemble
 from residual_mbrl.uncertainty.likelihood import LikelihoodOptions, fit_noise, forecast, scales
-from residual_mbrl.uncertainty.outliers import FeatureDistance, disagreement
-from residual_mbrl.windows import Windows, cut_windows
+from residual_mbrl.uncertainty.past_errors import Stream
+from residual_mbrl.windows import cut_windows
 
 Array = NDArray[np.float64]
 DT, HORIZON, STRIDE, MEMBERS = 0.005, 50, 25, 5
+AHEAD = 5
+"""Steps between forecasts that follow a log; every fifth of them starts where a window of the fits does."""
 IDENTIFY = IdentifyOptions(candidates=48, starts=1, iterations=15, every=4)
 FIT = FitOptions(method="adam", rounds=1, iterations=60, learning_rate=0.02, ridge=0.05, every=5, parameters=False)
 PAST = 11
@@ -38,24 +40,33 @@ LEVEL, START, COLUMNS = (20.0,), (0.001, 0.1), (0.001, 0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class Forecasts:
-    """Errors and scales of some windows, shapes [N, H + 1, 1], their naive errors, and parts of an outlier score [N]."""
+    """Errors and scales of some windows, shapes [N, H + 1, 1], and their naive errors; log and first row of each, shape [N]."""
 
     error: Array
     scale: Array
     naive: Array
     log: NDArray[np.int64]
-    parts: tuple[Array, ...]
-    members: tuple[float, float]
+    start: NDArray[np.int64]
+
+    def apart(self) -> Forecasts:
+        """Return those that start ``STRIDE`` steps from each other."""
+        rows = self.start % STRIDE == 0
+        return Forecasts(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def streams(self, *, naive: bool = False) -> list[Stream]:
+        """Return each log's forecasts in turn, with the scale half way as what is known before."""
+        middle = self.scale[:, HORIZON // 2, :1].astype(float)
+        error = np.abs(self.naive if naive else self.error).astype(float)
+        return [Stream(error=error[rows], features=middle[rows], stride=AHEAD) for rows in (self.log == k for k in np.unique(self.log))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """An ensemble with its density, and the features of its training windows."""
+    """An ensemble with its density."""
 
     ensemble: Ensemble
     path: Model
     noise: CorrectionNoise
-    distance: FeatureDistance
 
 
 def learn(logs: Sequence[Trajectory], seed: int) -> Fitted:
@@ -73,31 +84,18 @@ def learn(logs: Sequence[Trajectory], seed: int) -> Fitted:
     history = fit_noise(noise, ahead, LikelihoodOptions(steps=(1, 2, 5, 10, 17, 25, 37, 50), iterations=120))
     say(f"  density: {history[0]:.3f} to {history[-1]:.3f} nat, persistence {float(noise.persistence.detach()):.2f}, start "
         f"{[round(x, 4) for x in noise.start.tolist()]}, columns {[round(x, 4) for x in noise.columns.tolist()]}")
-    return Fitted(ensemble=ensemble, path=found, noise=noise, distance=FeatureDistance.of(_features(windows)))
+    return Fitted(ensemble=ensemble, path=found, noise=noise)
 
 
 def ahead(fitted: Fitted, logs: Sequence[Trajectory]) -> Forecasts:
     """Forecast windows of logs."""
-    windows = cut_windows(logs, DT, horizon=HORIZON, stride=STRIDE)
+    windows = cut_windows(logs, DT, horizon=HORIZON, stride=AHEAD)
     found = forecast(fitted.ensemble, windows, fitted.path)
     with torch.no_grad():
         scale = scales(fitted.noise, found)
     angle = windows.measurements[..., :1]
-    said = fitted.ensemble.predict(windows).measurements[..., 0]
-    each = (said - windows.measurements[..., 0]).abs().mean((0, 1, 2)), (said.mean(0) - windows.measurements[..., 0]).abs().mean((0, 1))
     return Forecasts(error=found.error[..., :1].numpy(), scale=scale[..., :1].numpy(), naive=(angle - angle[:, :1]).numpy(),
-                     log=windows.log.numpy(), members=tuple(float(x) for x in each),
-                     parts=(disagreement(found.between[..., :1].numpy()), fitted.distance(_features(windows))))
-
-
-def _features(windows: Windows) -> Array:
-    """Return what a window looks like before it is predicted: its first state and its commands, in a few numbers, shape [N, n]."""
-    first = windows.measurements[:, 0]
-    goal, enabled, gain = windows.actions.unbind(-1)
-    pull = gain[:, :1] * (goal[:, :1] - first[:, :1])
-    columns = [first[:, :1].sin(), first[:, :1].cos(), first[:, 1:2], pull.clamp(-1400, 1400) / 1400, enabled[:, :1],
-               goal[:, -1:] - goal[:, :1], gain[:, :1].log()]
-    return torch.cat(columns, 1).numpy()
+                     log=windows.log.numpy(), start=windows.start.numpy())
 
 
 def with_past_rates(log: Trajectory) -> Trajectory:

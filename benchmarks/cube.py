@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from common import Options, say, show
 from cube_fits import Fit, learn, load_fits, save_fits, tune_friction
 from cube_fits import identify as identify_cube
 from cube_model import FRICTION, build
-from cube_scores import Scores, tell, write
+from cube_scores import Scores, tell, tell_gain, write
 from learned_contact import dynamics, law_of, load_networks, save_networks
 from numpy.typing import NDArray
 from tosses import Starts, Tosses
@@ -108,6 +108,7 @@ def main(options: Cube) -> None:
               "the first frame": first_frame_floor(simulator, start(simulator, part, fit), everything, fit, options.seed)}
     scores = Scores("test" if options.final else "val", part, predictions, floors)
     tell(scores)
+    tell_unseen(simulator, known, {n: f for n, f in fits.items() if n.isdigit()}, friction)
     report_violations(simulator, part, fit, networks or [])
     write(scores, options.json, ARTIFACT / "metrics.json", options.figure, seconds=time.monotonic() - begin)
 
@@ -116,6 +117,14 @@ def start(simulator: MujocoSimulator, logs: Sequence[Trajectory], fit: Fit) -> T
     """Return tosses from their first logged frame, its velocity set right by what free flight says of the fitted tosses."""
     starts = Starts.of(fit.report, simulator)
     return Tosses(logs, np.array([starts.raw(log) for log in logs]))
+
+
+def tell_unseen(simulator: MujocoSimulator, known: Sequence[Trajectory], fits: Mapping[str, Fit], friction: float) -> None:
+    """Print what fits to the first tosses of train gain on the others of train + val, which are more than val has."""
+    for fit in fits.values():
+        others = known[fit.tosses :]
+        tuned = Tosses(others, np.array([log.measurements[0] for log in others])).errors(simulator, {FRICTION: friction})
+        tell_gain(f"identified from {fit.tosses} minus friction", start(simulator, others, fit).errors(simulator, fit.values) - tuned)
 
 
 def report_violations(simulator: MujocoSimulator, logs: Sequence[Trajectory], fit: Fit, networks: Sequence[ContactParameters]) -> None:

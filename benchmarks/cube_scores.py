@@ -22,7 +22,8 @@ from residual_mbrl.trajectories import Trajectory
 
 Array = NDArray[np.float64]
 
-PAIRS = (("identified", "friction"), ("identified+residual", "identified"), ("identified_32", "identified"))
+PAIRS = (("identified", "friction"), ("identified+residual", "identified"), ("identified+residual", "friction"),
+         ("identified_32", "identified"))
 """Models whose errors are compared toss by toss."""
 ERRORS = (("position_m", "m"), ("rotation_rad", "rad"))
 
@@ -53,7 +54,14 @@ class Scores:
 
     def metrics(self) -> dict[str, list[Metric]]:
         """Return the metrics of every model."""
-        return {n: cube.score(self.logs, p, n) for n, p in self.predictions.items()}
+        return {n: [*cube.score(self.logs, p, n), Metric(model=n, metric="penetration_m", value=self.penetration(n), unit="m")]
+                for n, p in self.predictions.items()}
+
+    def penetration(self, model: str | None = None) -> float:
+        """Return how deep below zero the published cube's lowest corner gets, mean over tosses [m]; as logged where None."""
+        poses = [(log.measurements[:, :3], log.measurements[:, 3:7]) if model is None else self.predictions[model][log.name]
+                 for log in self.logs]
+        return float(np.mean([-np.nanmin(cube.lowest_corner(*p)) for p in poses]))
 
 
 def tell(scores: Scores) -> None:
@@ -65,20 +73,26 @@ def tell(scores: Scores) -> None:
     header = [f"{m.metric.split('_')[1]}{'' if m.horizon is None else f' @{m.horizon}'} [{m.unit}]" for m in medians["nominal"]]
     show("medians over tosses: full length and at row 10, 20, 40", ["model", *header],
          [[n, *(f"{m.value:.4f}" for m in found)] for n, found in medians.items()])
+    deep = ", ".join(f"{n} {1e3 * scores.penetration(n):.2f}" for n in scores.predictions)
+    say(f"deepest corner, mean over tosses [mm]: logged {1e3 * scores.penetration():.2f}, {deep}")
     for name, floor in scores.floors.items():
         say(f"floor, starts moved by {name}: {floor[:, 0].mean():.4f} m, {floor[:, 1].mean():.3f} rad")
     for one, other in PAIRS:
         if one in scores.predictions:
-            gain = scores.means(one) - scores.means(other)
-            for k, (_, unit) in enumerate(ERRORS):
-                low, high = interval(gain[:, k])
-                say(f"{one} minus {other}, paired over tosses: {gain[:, k].mean():+.4f} {unit} [{low:+.4f}, {high:+.4f}]")
+            tell_gain(f"{one} minus {other}", scores.means(one) - scores.means(other))
     places = [phases_of(log) for log in scores.logs]
     lines = []
     for name in scores.predictions:
         shares = [growth([e[k] for e in scores.rows(name)], places) for k in range(2)]
         lines.append([name, *(f"{1e3 * shares[0][p]:.1f} mm, {shares[1][p]:.3f} rad" for p in PHASES)])
     show("growth of the error by phase, mean over tosses", ["model", *PHASES], lines)
+
+
+def tell_gain(what: str, gain: Array) -> None:
+    """Print the mean of paired differences over tosses, shape [tosses, 2], with bootstrap intervals."""
+    for k, (_, unit) in enumerate(ERRORS):
+        low, high = interval(gain[:, k])
+        say(f"{what}, paired over {len(gain)} tosses: {gain[:, k].mean():+.4f} {unit} [{low:+.4f}, {high:+.4f}]")
 
 
 def write(scores: Scores, rows: Path | None, metrics: Path, figure: Path | None, *, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """What an ensemble costs: five members trained together against in turn, and worlds with members of their own against one for all.
 
-Training is ``fit_ensemble`` as users call it, on windows of 50 steps of a simulated cart-pole with a learned force (5-32-32-2), float64.
+Training is ``fit_ensemble`` as users call it, on windows of 50 steps of a simulated cart-pole with a learned force (5-32-32-2), float64;
+in turn is the same trainer, member by member, and apart a training of each member on a set of windows drawn with repeats, all simulated.
 Rollouts are fused, float32, 50 steps, a 5-64-64-2 network. Each comparison is interleaved, run by run, in one thread by the
 processor's time, which other processes do not change; medians of the times and of the ratio of neighbours.
 
@@ -20,15 +21,17 @@ import tyro
 from common import Options, Row, machine, show, write_rows
 from rollouts import model as cartpole
 
+from residual_mbrl.descriptions import reseeded
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
-from residual_mbrl.fitting import FitOptions
+from residual_mbrl.fitting import FitOptions, descend, normalise
 from residual_mbrl.model import Model
 from residual_mbrl.physics.cartpole import CartPole
 from residual_mbrl.residuals import Feature, Unstructured
 from residual_mbrl.rollouts import rollout
 from residual_mbrl.sensors import Column, Sensor
+from residual_mbrl.simulation_error import SimulationError
 from residual_mbrl.trajectories import Trajectory
-from residual_mbrl.uncertainty.ensembles import fit_ensemble
+from residual_mbrl.uncertainty.ensembles import bootstrap_counts, fit_ensemble
 from residual_mbrl.windows import Windows, cut_windows
 
 HORIZON, DT = 50, 0.02
@@ -91,9 +94,13 @@ def main(options: Ensembles) -> None:
         together, turns = (partial(fit_ensemble, *training_data(count), members=options.members, options=fit, together=t)
                            for t in (True, False))
         ours, peer, ratio = interleaved(together, turns, 3 if options.quick else 5)
-        training.append([f"{count} windows", 1e3 * ours, 1e3 * peer, ratio])
+        apart = interleaved(together, partial(_apart, *training_data(count), members=options.members, options=fit),
+                            3 if options.quick else 5)
+        training.append([f"{count} windows", 1e3 * ours, 1e3 * peer, ratio, 1e3 * apart[1], apart[2]])
         rows.append(_row(f"training.{options.members}_members.{count}_windows", ours, peer, ratio))
-    show(f"{options.members} members trained, {fit.iterations} steps of Adam [ms]", ["", "together", "in turn", "ratio"], training)
+        rows.append(_row(f"training.{options.members}_members.{count}_windows.drawn_sets", *apart))
+    header = ["", "together", "in turn", "ratio", "apart", "ratio"]
+    show(f"{options.members} members trained, {fit.iterations} steps of Adam [ms]", header, training)
     rolling = []
     for worlds in options.worlds[:2] if options.quick else options.worlds:
         ours, peer, ratio = _rollouts(worlds, options)
@@ -101,6 +108,20 @@ def main(options: Ensembles) -> None:
         rows.append(_row(f"rollout.member_of_{options.members}_each.{worlds}_worlds", ours, peer, ratio))
     show(f"rollouts of {HORIZON} steps [ms]", ["", f"members of {options.members}", "one for all", "ratio"], rolling)
     write_rows(options.json, rows)
+
+
+def _apart(model: Model, train: Windows, members: int, options: FitOptions) -> list[Model]:
+    """Train each member on as many windows as there are, drawn with repeats, every one simulated."""
+    out = []
+    for m, counts in enumerate(bootstrap_counts(train, members)):
+        dynamics = model.dynamics.with_residuals([reseeded(r, m) for r in model.dynamics.corrections])
+        normalise(model, dynamics, train)
+        drawn = train.take(torch.repeat_interleave(torch.arange(len(train)), counts.long()))
+        problem = SimulationError(dynamics=dynamics, sensor=model.sensor, windows=drawn, free=(), weights=True, every=options.every)
+        start = torch.tensor(problem.initial()[None])
+        found, _ = problem.model(descend(problem, start, start, options)[0].numpy())
+        out.append(Model(dynamics=found, sensor=model.sensor))
+    return out
 
 
 def _rollouts(worlds: int, options: Ensembles) -> tuple[float, float, float]:

@@ -4,7 +4,11 @@ The plant has air drag that the model does not know (quadratic, and a centre of 
 force from flights on Lissajous paths. Windows of half a second are scored from what is known when they begin, the half second before:
 how far the members part over the half second to come, how far the flight's features lie from the training flights', and how wrong
 one-step predictions just were. Thresholds and ranks come from validation flights; outliers are squares flown by the same craft, a
-payload of a fifth of the mass, and one propeller with four fifths of its thrust.
+payload of a fifth of the mass, and one propeller with four fifths of its thrust. The first second of each flight, a craft at rest that is
+told to follow what already moves, belongs to no path and is left out.
+
+Then real flights of the 45 g quadrotor, each type of trajectory by what the two others say (``outliers_flights``; data: the folder named by
+RESIDUAL_MBRL_DATA, ../shared/data by default).
 
     python benchmarks/outliers.py --json benchmarks/results/outliers.json
 """
@@ -20,6 +24,7 @@ import torch
 import tyro
 from common import Options, Row, compare, say, show, write_rows
 from numpy.typing import NDArray
+from outliers_flights import detect_types, signals
 from scipy.optimize import least_squares
 
 from residual_mbrl.adaptation import OnlineAdaptation
@@ -33,7 +38,7 @@ from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.simulated_flight import DT, SPREADS, fly, measured, quadrotor
 from residual_mbrl.trajectories import Trajectory
 from residual_mbrl.uncertainty.ensembles import Ensemble, fit_ensemble
-from residual_mbrl.uncertainty.outliers import Detector, FeatureDistance, disagreement
+from residual_mbrl.uncertainty.outliers import Detector, NeighbourDistance, disagreement, window_features
 from residual_mbrl.uncertainty.scores import auroc
 from residual_mbrl.uncertainty.tangents import spread
 from residual_mbrl.windows import cut_windows
@@ -41,6 +46,10 @@ from residual_mbrl.windows import cut_windows
 Array = NDArray[np.float64]
 PLANT = {"drag_quadratic": 0.01, "pressure_z": 0.01}
 HALF = 50
+SETTLED = 100
+"""Rows after which a simulated flight is on its path."""
+CLOSE = 5
+"""Rows between the training's stretches, which overlap."""
 KINDS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "square path": ("square", {}), "payload, 20 % of the mass": ("lissajous", {"mass": 0.045 * 1.2}),
     "propeller at 80 % of its thrust": ("lissajous", {"thrust1": 0.8 * 0.0372})}
@@ -65,14 +74,14 @@ def main(options: Outliers) -> None:
     """Learn, score, print, write."""
     torch.set_num_threads(1)
     flights = 4 if options.quick else options.flights
-    rows = [*_detect(flights, options.seed), *_adapt(options.seed)]
+    rows = [*_detect(flights, options.seed), *detect_types(options.quick), *_adapt(options.seed)]
     write_rows(options.json, rows)
 
 
 def _detect(flights: int, seed: int) -> list[Row]:
     train, validation, test = (_fly("lissajous", {}, flights, seed + k) for k in (1, 2, 3))
     ensemble = _learn(*train, seed)
-    distance = FeatureDistance.of(_features(*_before(*train)))
+    distance = NeighbourDistance.of(window_features(signals(*_before(*train, every=CLOSE))))
     detector = Detector.of(_parts(ensemble, distance, *validation))
     inside = _parts(ensemble, distance, *test)
     lines, rows = [], []
@@ -109,30 +118,19 @@ def _learn(states: Array, commands: Array, seed: int) -> Ensemble:
     return fit_ensemble(model, cut_windows(logs, DT, horizon=20), members=5, options=options, seed=seed)
 
 
-def _before(states: Array, commands: Array) -> tuple[Array, Array]:
+def _starts(commands: Array, every: int = HALF) -> range:
+    return range(SETTLED + HALF, commands.shape[1] - HALF, every)
+
+
+def _before(states: Array, commands: Array, every: int = HALF) -> tuple[Array, Array]:
     """Return the half second before each window: states [N, 51, 17] and commands [N, 50, 4]."""
-    starts = range(HALF, commands.shape[1] - HALF, HALF)
+    starts = _starts(commands, every)
     return (np.concatenate([states[:, s - HALF : s + 1] for s in starts]), np.concatenate([commands[:, s - HALF : s] for s in starts]))
 
 
-def _features(states: Array, commands: Array) -> Array:
-    """Return means, spreads and extremes over a half second: tilt, lift, commands, speeds, rates, climb; shape [N, n]."""
-    _, x, y, _ = np.moveaxis(states[..., 3:7], -1, 0)
-    up = 1 - 2 * (x * x + y * y)
-    lift = (commands**2).sum(-1)
-    speed = np.linalg.norm(states[..., 7:10], axis=-1)
-    rate = np.linalg.norm(states[..., 10:13], axis=-1)
-    climb = (states[:, -1, 9] - states[:, 0, 9]) / (HALF * DT)
-    share = commands / commands.mean(-1, keepdims=True)
-    each = [*(f(z, axis=1) for z in (up, lift, speed, rate) for f in (np.mean, np.std)), climb, *share.mean(1).T[:3], *share.std(1).T,
-            rate.max(1), np.ptp(lift, axis=1), up.min(1)]
-    return np.stack(each, -1)
-
-
-def _parts(ensemble: Ensemble, distance: FeatureDistance, states: Array, commands: Array) -> list[Array]:
-    starts = range(HALF, commands.shape[1] - HALF, HALF)
+def _parts(ensemble: Ensemble, distance: NeighbourDistance, states: Array, commands: Array) -> list[Array]:
     before, used = _before(states, commands)
-    first = torch.from_numpy(np.concatenate([states[:, s] for s in starts]))
+    first = torch.from_numpy(before[:, -1])
     space, members = ensemble.model.sensor.space, ensemble.size
     # what is to be flown is known to a planner; here the commands of the half second before are repeated
     with torch.no_grad():
@@ -143,7 +141,7 @@ def _parts(ensemble: Ensemble, distance: FeatureDistance, states: Array, command
         mean = spread(space, said)[0]
         error = space.difference(torch.from_numpy(before[:, 1:]).reshape(-1, 17), mean).reshape(len(before), HALF, -1)[..., 6:12].numpy()
     innovation = np.abs(error.mean(1)) / (np.sqrt(2.0 / HALF) * SPREADS[6:])
-    return [disagreement(between[..., 6:9]), distance(_features(before, used)), np.sqrt(np.square(innovation).mean(-1))]
+    return [disagreement(between[..., 6:9]), distance(window_features(signals(before, used))), np.sqrt(np.square(innovation).mean(-1))]
 
 
 def _adapt(seed: int) -> list[Row]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from residual_mbrl import checkpoints, robust
 from residual_mbrl.baselines import Parameter
 from residual_mbrl.checkpoints import Round, Training
+from residual_mbrl.drawn_windows import DrawnWindows
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
 from residual_mbrl.first_states import Eliminated
@@ -188,7 +189,7 @@ def _adam(problem: SimulationError, z: Array, start: Array, options: FitOptions)
     return np.asarray(descend(problem, torch.tensor(z[None]), torch.tensor(start[None]), options)[0].numpy())
 
 
-def descend(problem: SimulationError, z: Tensor, start: Tensor, options: FitOptions, weights: Tensor | None = None,
+def descend(problem: SimulationError, z: Tensor, start: Tensor, options: FitOptions, drawn: DrawnWindows | None = None,
             change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Run some steps of Adam on M models at once, back-propagating through one rollout of all; none sees the others.
 
@@ -199,20 +200,18 @@ def descend(problem: SimulationError, z: Tensor, start: Tensor, options: FitOpti
         z: Unknowns of each model, shape [M, length].
         start: Where each model's ridge pulls to, shape [M, length].
         options: How to train.
-        weights: How often each window counts for each model, shape [M, B]; once where None.
+        drawn: The windows of each model; all count once where None.
         change: What is simulated in place of the unknowns at every step, [M, length] to [copies, length]; the cost is the copies' mean.
     """
     n, w, _ = problem.sizes
     rows, learned = problem.rows(), slice(n, n + w)
     lower, upper = (torch.tensor(b) for b in problem.bounds())
-    counts = None if weights is None else weights[:, torch.from_numpy(problem.owner())]
     x = z.clone().requires_grad_()
     optimiser = torch.optim.Adam([x], lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.iterations)
     for _ in range(options.iterations):
         optimiser.zero_grad()
-        data = problem.residuals(x if change is None else change(x))
-        cost = (robust.torch_cost(data[:, :rows], options.loss, options.f_scale, counts) + 0.5 * data[:, rows:].square().sum(-1)) / rows
+        cost = problem.cost(x if change is None else change(x), options.loss, options.f_scale, drawn) / rows
         pull = 0.5 * options.ridge**2 * (x[:, learned] - start[:, learned]).square().sum()
         (x.grad,) = torch.autograd.grad(cost.sum() * (len(x) / len(cost)) + pull, [x])
         with torch.no_grad():

@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from residual_mbrl import robust
 from residual_mbrl.baselines import Parameter
+from residual_mbrl.drawn_windows import DrawnWindows
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
 from residual_mbrl.observation import observe
@@ -142,11 +144,12 @@ class SimulationError:
                 fitted.get_parameter(name.removeprefix("dynamics.")).copy_(w[0])
         return fitted, {n: x for n, x in values.items() if n not in self.dynamics.values}
 
-    def simulate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def simulate(self, z: Tensor, drawn: DrawnWindows | None = None) -> tuple[Tensor, Tensor]:
         """Simulate every copy of the unknowns; return predicted columns [M, B, T, ny] and states [M, B, T, nx].
 
         Args:
             z: Shape [M, length]; differentiable in torch. The simulation runs in the windows' dtype, on their device.
+            drawn: The windows of each copy, of which there are K in place of B.
         """
         z = z.to(self.windows.measurements)
         n, w, s = self.sizes
@@ -155,6 +158,8 @@ class SimulationError:
         if s:
             nx = self.sensor.space.nx
             scaled = z[:, n + w :].unflatten(-1, (len(self.windows), s)) * z.new_tensor(self.start_std)
+            if drawn is not None:
+                scaled = scaled.gather(1, drawn.rows.unsqueeze(-1).expand(-1, -1, s)).flatten(0, 1)
             offsets = torch.nn.functional.pad(scaled, (0, nx - s))
         model = {k: x for k, x in values.items() if k in self.dynamics.values}
         stacked = self._split_weights(z)
@@ -165,8 +170,12 @@ class SimulationError:
             states: Tensor = torch.func.functional_call(simulation, stacked, arguments) if stacked else simulation(*arguments)
             return states
 
-        measurements, states, _ = observe(roll, self.sensor, self.windows, values, copies=len(z), offsets=offsets)
-        return measurements, states
+        if drawn is None:
+            measurements, states, _ = observe(roll, self.sensor, self.windows, values, copies=len(z), offsets=offsets)
+            return measurements, states
+        sensed = {p: drawn.each(x) for p, x in values.items()}
+        measurements, states, _ = observe(drawn.apart(roll), self.sensor, drawn.windows, sensed, offsets=offsets)
+        return measurements.unflatten(0, drawn.rows.shape), states.unflatten(0, drawn.rows.shape)
 
     def residuals(self, z: Tensor) -> Tensor:
         """Return scaled errors of the recorded samples, then prior terms, shape [M, rows]."""
@@ -174,15 +183,36 @@ class SimulationError:
         predicted, _ = self.simulate(z)
         noise = z.new_tensor(self.sensor.noise)
         error = ((predicted - self.windows.measurements) / noise)[:, self.fitted]
-        error = torch.nan_to_num(error, nan=DIVERGED, posinf=DIVERGED, neginf=-DIVERGED).clamp(-DIVERGED, DIVERGED)
+        return torch.cat([_bounded(error), self._prior(z)], -1)
+
+    def cost(self, z: Tensor, loss: robust.Loss, f_scale: float, drawn: DrawnWindows | None = None) -> Tensor:
+        """Return half the sum of squares of ``residuals``, robust on the data, shape [M]; windows count as often as they are drawn."""
+        z = z.to(self.windows.measurements)
+        if drawn is None:
+            all_rows, rows = self.residuals(z), self.rows()
+            data, prior = robust.torch_cost(all_rows[:, :rows], loss, f_scale), all_rows[:, rows:]
+        else:
+            predicted, _ = self.simulate(z, drawn)
+            shown, weight = drawn.windows.measurements.view_as(predicted), self._weights(drawn).view_as(predicted)
+            error = _bounded((predicted - shown) / z.new_tensor(self.sensor.noise))
+            data, prior = robust.torch_cost(error.flatten(1), loss, f_scale, weight.flatten(1)), self._prior(z)
+        return data + 0.5 * prior.square().sum(-1)
+
+    def _prior(self, z: Tensor) -> Tensor:
         prior = [z[:, i : i + 1] * (p.scale / p.prior_std) for i, p in enumerate(self.free) if p.prior_std is not None]
-        return torch.cat([error, *prior, z[:, sum(self.sizes[:2]) :]], -1)
+        return torch.cat([*prior, z[:, sum(self.sizes[:2]) :]], -1)
+
+    def _weights(self, drawn: DrawnWindows) -> Tensor:
+        return self._counted(drawn.windows) * drawn.counts.flatten()[:, None, None].to(drawn.windows.measurements)
 
     @property
     def fitted(self) -> Tensor:
         """Which samples count: recorded ones of columns with finite noise, every ``every``-th step, shape [B, H + 1, ny]."""
-        recorded = self.windows.recorded
-        steps = torch.arange(self.windows.horizon + 1, device=recorded.device) % self.every == 0
+        return self._counted(self.windows)
+
+    def _counted(self, windows: Windows) -> Tensor:
+        recorded = windows.recorded
+        steps = torch.arange(windows.horizon + 1, device=recorded.device) % self.every == 0
         return recorded & torch.tensor(np.isfinite(self.sensor.noise), device=recorded.device) & steps[:, None]
 
     def rows(self) -> int:
@@ -263,6 +293,10 @@ class SimulationError:
             stacked[name] = z[:, i : i + shape.numel()].unflatten(-1, tuple(shape)) if shape else z[:, i]
             i += shape.numel()
         return stacked
+
+
+def _bounded(error: Tensor) -> Tensor:
+    return torch.nan_to_num(error, nan=DIVERGED, posinf=DIVERGED, neginf=-DIVERGED).clamp(-DIVERGED, DIVERGED)
 
 
 def _array(x: Tensor) -> Array:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from residual_mbrl.baselines import Parameter
 from residual_mbrl.descriptions import reseeded
+from residual_mbrl.drawn_windows import DrawnWindows
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.errors import ModelError
 from residual_mbrl.fitting import FitOptions, descend, normalise
@@ -130,7 +131,8 @@ def _trained(model: Model, starts: Sequence[ResidualDynamics], train: Windows, c
     z = start
     for horizon in [*(h for h in options.horizons if h < train.horizon), train.horizon]:
         stage = replace(problem, windows=train.first(horizon))
+        drawn = DrawnWindows.of(stage.windows, counts)
         for _ in range(options.rounds):
-            z = descend(stage, z, start, options, counts)
+            z = descend(stage, z, start, options, drawn)
     found = [replace(problem, dynamics=s).model(x) for s, x in zip(starts, z.numpy(), strict=True)]
     return [replace(model, dynamics=dynamics, sensor_values={**model.sensor_values, **values}) for dynamics, values in found]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from residual_mbrl.uncertainty.conformal import conformal_quantile
 
@@ -38,7 +39,58 @@ class FeatureDistance:
 
     def __call__(self, features: Array) -> Array:
         """Return the distance of features [..., n], shape [...]."""
-        return np.asarray(np.sqrt(np.square((features - self.mean) @ self.whitening.T).mean(-1)))
+        return np.asarray(np.sqrt(np.square(self.whitened(features)).mean(-1)))
+
+    def whitened(self, features: Array) -> Array:
+        """Return features of unit covariance and no mean where the training data are, shape [..., n]."""
+        return np.asarray((features - self.mean) @ self.whitening.T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourDistance:
+    """Mean distance to the nearest training data in feature space, in its Mahalanobis metric.
+
+    Training data of several kinds lie apart, and what is between them is not one of them: a mean and covariance would say it is.
+
+    Args:
+        metric: Of the training data.
+        neighbours: How many.
+        tree: Of the whitened training data.
+    """
+
+    metric: FeatureDistance
+    neighbours: int
+    tree: KDTree
+
+    @classmethod
+    def of(cls, features: Array, *, neighbours: int = 5, shrinkage: float = 0.05) -> NeighbourDistance:
+        """Fit to training features, shape [N, n], of at least ``neighbours`` rows."""
+        if features.ndim != 2 or not 1 <= neighbours <= len(features):
+            raise ValueError(f"NeighbourDistance: expected features [N, n] with N >= neighbours >= 1, received {features.shape} and "
+                             f"{neighbours}")
+        metric = FeatureDistance.of(features, shrinkage)
+        return cls(metric=metric, neighbours=neighbours, tree=KDTree(metric.whitened(features)))
+
+    def __call__(self, features: Array) -> Array:
+        """Return the distance of features [..., n], shape [...]."""
+        far = self.tree.query(self.metric.whitened(features), list(range(1, self.neighbours + 1)))[0]
+        return np.asarray(far.mean(-1) / np.sqrt(features.shape[-1]))
+
+
+def window_features(signals: Array, floor: float = 0.01) -> Array:
+    """Return what a stretch of a log looks like: of each signal its mean and the logarithm of its spread, shape [N, 2 k].
+
+    A plant that is flown or loaded in another way moves otherwise, even where no single state is new: the spread of a command tells a
+    corner from a curve, its mean against an acceleration a heavy craft from a light one. Give rates, accelerations and commands rather
+    than positions, which tell a place.
+
+    Args:
+        signals: Shape [N, T, k].
+        floor: Added to the spreads, in the units of the signals.
+    """
+    if signals.ndim != 3 or signals.shape[1] < 2 or floor <= 0:
+        raise ValueError(f"window_features: expected signals [N, T >= 2, k] and floor > 0, received {signals.shape} and {floor}")
+    return np.concatenate([signals.mean(1), np.log(signals.std(1) + floor)], -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +98,8 @@ class Detector:
     """A score that is high where the model has not been, and the threshold that it passes on validation.
 
     Each part (disagreement, feature distance, past innovation, ...) counts in its own ranks on validation data: its tail probability
-    there. The score is the mean of ``-log`` of these, as Fisher combines tests; beyond all of validation a part goes on by its ratio.
+    there. The score is the largest ``-log`` of these (Tippett 1931), since an outlier need not show in more than one, and parts that see
+    nothing must not hide it; beyond all of validation a part goes on by its ratio.
 
     Args:
         reference: Sorted validation values of each part, shapes [N].
@@ -70,12 +123,12 @@ class Detector:
         """Return the score of values of each part, shapes [M]."""
         if len(parts) != len(self.reference):
             raise ValueError(f"Detector: expected {len(self.reference)} parts, received {len(parts)}")
-        total = np.zeros(len(parts[0]))
+        found = []
         for own, values in zip(self.reference, parts, strict=True):
             tail = (len(own) - np.searchsorted(own, values, side="left") + 1) / (len(own) + 1)
             beyond = np.log(np.maximum(values, own[-1]) / own[-1]) if own[-1] > 0 else 0.0
-            total += -np.log(np.minimum(tail, 1.0)) + beyond
-        return np.asarray(total / len(self.reference))
+            found.append(-np.log(np.minimum(tail, 1.0)) + beyond)
+        return np.asarray(np.max(found, 0))
 
     def flags(self, parts: Sequence[Array]) -> NDArray[np.bool_]:
         """Tell which values are called outliers, shape [M]."""
