@@ -1,9 +1,10 @@
 """How many seconds of data parameters take: excitation planned for information beside random excitation, on a cart-pole with a short rail.
 
-The plant's five parameters differ from the nominal ones, which are all that the planned excitation knows; states are measured with noise.
-Neither may leave the rail. Random levels are given what a plant's owner would find by trying: for each hold time the largest amplitude
-that stays on the rail, tried on the plant itself, and the hold time of the lowest error. The error is the root mean square over the
-parameters of what is relative to the truth, its median over seeds.
+The plant's five parameters differ from the nominal ones by up to 60 %, and the nominal ones are all that the planned excitation knows;
+states are measured with noise. Neither may leave the rail. Random excitation is given what a plant's owner would find by trying: the
+largest amplitude that stays on the rail, tried on the plant itself, and of levels the best hold time. Random sines come in two broad bands
+and in one about the frequency at which this plant swings. The error is the root mean square over the parameters of what is relative to the
+truth, its median over seeds; from it come the seconds that an error takes, by interpolation of logarithms.
 
     python benchmarks/excitation.py --json benchmarks/results/excitation.json
 """
@@ -11,12 +12,13 @@ parameters of what is relative to the truth, its median over seeds.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import tyro
 from common import Options as CommonOptions
-from common import machine, say, show
+from common import machine, show
 from torch import Tensor
 
 from residual_mbrl.costs import QuadraticCost
@@ -36,7 +38,11 @@ DT, RAIL = 0.02, 0.5
 NOMINAL = {"cart_viscous": 0.5, "pole_viscous": 0.01}
 TRUE = {"cart_mass": 1.25, "pole_mass": 0.13, "length": 0.42, "cart_viscous": 0.8, "pole_viscous": 0.006}
 NOISE = (1e-3, 2e-3, 1e-2, 2e-2)
-AMPLITUDES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.12, 0.08, 0.05)
+AMPLITUDES = tuple(float(a) for a in np.geomspace(1.0, 0.02, 30))
+WAVES = 8
+"""Sines of a random sum."""
+ERRORS = (0.02, 0.01, 0.005)
+"""Whose seconds of data are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +52,14 @@ class Options(CommonOptions):
     Args:
         seconds: Lengths of the experiments.
         holds: Hold times of random levels [s].
+        bands: Of random sines [Hz].
         seeds: Experiments of each kind.
     """
 
-    seconds: tuple[float, ...] = (1.0, 2.0, 4.0)
+    seconds: tuple[float, ...] = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
     holds: tuple[float, ...] = (0.06, 0.12, 0.24)
-    seeds: int = 9
+    bands: tuple[tuple[float, float], ...] = ((0.2, 2.0), (0.5, 4.0), (0.8, 1.2))
+    seeds: int = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +92,17 @@ def on_plant(plant: ResidualDynamics, actions: Tensor) -> Tensor:
         return rollout(plant, torch.zeros(4, dtype=torch.float64), actions)
 
 
-def random_actions(plant: ResidualDynamics, task: Task, steps: int, seed: int, hold: float) -> Tensor:
-    """Return random levels as large as the rail allows."""
-    levels = torch.tensor(random_excitation(plant, task, steps, seed, hold=hold))
-    tried = torch.stack([a * levels for a in AMPLITUDES])
+def sines(task: Task, steps: int, seed: int, band: tuple[float, float]) -> Tensor:
+    """Return a sum of sines of random frequencies and phases, clipped to the range, shape [steps, 1]."""
+    rng, time = np.random.default_rng(seed), DT * np.arange(steps)
+    frequency, phase = rng.uniform(*band, WAVES), rng.uniform(0, 2 * np.pi, WAVES)
+    total = torch.tensor(np.sin(2 * np.pi * frequency * time[:, None] + phase).sum(1) * np.sqrt(2 / WAVES))
+    return (task.high.double() * total.unsqueeze(-1)).clamp(task.low.double(), task.high.double())
+
+
+def as_large_as_allowed(plant: ResidualDynamics, actions: Tensor) -> Tensor:
+    """Return the actions with the largest amplitude that keeps the plant on its rail."""
+    tried = torch.stack([a * actions for a in AMPLITUDES])
     stays = (on_plant(plant, tried)[..., 0].abs() <= RAIL).all(-1)
     return tried[int(stays.int().argmax()) if bool(stays.any()) else -1]
 
@@ -97,8 +112,9 @@ def error_of(model: ResidualDynamics, plant: ResidualDynamics, actions: Tensor, 
     states = on_plant(plant, actions)
     noise = np.random.default_rng(seed).standard_normal(states.shape) * np.array(NOISE)
     log = Episode(name="experiment", states=states.numpy() + noise, actions=actions.numpy()).trajectory(model.space, DT)
-    found = identify(model, state_sensor(model.space, NOISE), cut_windows([log], DT, horizon=50),
-                     IdentifyOptions(free=list(TRUE), candidates=8, starts=1, iterations=25, start_std=NOISE, loss="linear"))
+    found = identify(model, state_sensor(model.space, NOISE), cut_windows([log], DT),
+                     IdentifyOptions(free=list(TRUE), candidates=1, starts=1, iterations=40, horizons=[25, 50], start_std=NOISE,
+                                     loss="linear"))
     off = [found.dynamics.values[n] / true - 1 for n, true in TRUE.items()]
     return float(np.sqrt(np.mean(np.square(off)))), bool((states[:, 0].abs() > RAIL).any())
 
@@ -110,25 +126,50 @@ def row(name: str, seconds: float, found: list[tuple[float, bool]]) -> Row:
                left_rail=sum(left for _, left in found), machine=machine())
 
 
+def seconds_for(error: float, rows: list[Row]) -> float | None:
+    """Return the seconds after which the median error stays at most this; None where the longest experiment does not do."""
+    time, log = np.log([r.seconds for r in rows]), np.log([r.error for r in rows])
+    above = np.flatnonzero(log > np.log(error))
+    if not len(above):
+        return rows[0].seconds
+    if (k := above[-1]) == len(rows) - 1:
+        return None
+    share = (log[k] - np.log(error)) / (log[k] - log[k + 1])
+    return float(np.exp(time[k] + share * (time[k + 1] - time[k])))
+
+
+def kinds(options: Options, model: ResidualDynamics, plant: ResidualDynamics, task: Task, seconds: float) -> dict[str, list[Tensor]]:
+    """Return the actions of every experiment of one length."""
+    steps, seeds = round(seconds / DT), range(3 if options.quick else options.seeds)
+
+    def planned(goal: Literal["gain", "error"], seed: int) -> Tensor:
+        settings = InformationOptions(free=list(TRUE), noise=NOISE, spread=0.2, draws=3, largest=[0.7 * RAIL, 1e3, 1e3, 1e3], goal=goal,
+                                      search=SearchOptions(hold=0.12, iterations=40, candidates=128))
+        return torch.tensor(information_excitation(model, task, steps, seed, settings))
+
+    found = {f"levels, {h:g} s": [as_large_as_allowed(plant, torch.tensor(random_excitation(plant, task, steps, s, hold=h))) for s in seeds]
+             for h in options.holds}
+    found |= {f"sines, {low:g} to {high:g} Hz": [as_large_as_allowed(plant, sines(task, steps, s, (low, high))) for s in seeds]
+              for low, high in options.bands}
+    return {**found, "planned for gain": [planned("gain", s) for s in seeds], "planned for error": [planned("error", s) for s in seeds]}
+
+
 def main(options: Options) -> None:
     torch.set_num_threads(1)
     model, plant, task = experiment()
-    settings = InformationOptions(free=list(TRUE), noise=NOISE, spread=0.2, draws=3, largest=[0.7 * RAIL, 1e3, 1e3, 1e3],
-                                  search=SearchOptions(hold=0.12, iterations=12, candidates=48))
-    seeds, rows = range(3 if options.quick else options.seeds), []
-    for seconds in options.seconds:
-        steps = round(seconds / DT)
-        kinds = {f"random, {hold:g} s": [random_actions(plant, task, steps, s, hold) for s in seeds] for hold in options.holds}
-        kinds["planned"] = [torch.tensor(information_excitation(model, task, steps, s, settings)) for s in seeds]
-        rows += [row(name, seconds, [error_of(model, plant, u, s) for s, u in zip(seeds, us, strict=True)]) for name, us in kinds.items()]
+    rows: list[Row] = []
+    for seconds in options.seconds[:3] if options.quick else options.seconds:
+        for name, us in kinds(options, model, plant, task, seconds).items():
+            rows.append(row(name, seconds, [error_of(model, plant, u, s) for s, u in enumerate(us)]))
         show(f"{seconds:g} s", ["excitation", "error", "quartiles", "left the rail"],
              [(r.excitation, r.error, f"{r.quartiles[0]:.3g} to {r.quartiles[1]:.3g}", f"{r.left_rail} of {r.seeds}") for r in rows
               if r.seconds == seconds])
-    say("planned T beside the best random 2 T: " + ", ".join(
-        f"{r.seconds:g} s {r.error:.3g} beside {min(o.error for o in rows if o.seconds == 2 * r.seconds and o.excitation != 'planned'):.3g}"
-        for r in rows if r.excitation == "planned" and any(o.seconds == 2 * r.seconds for o in rows)))
+    needed = {name: {f"{e:g}": seconds_for(e, [r for r in rows if r.excitation == name]) for e in ERRORS}
+              for name in dict.fromkeys(r.excitation for r in rows)}
+    show("Seconds of data for an error", ["excitation", *(f"{e:g}" for e in ERRORS)],
+         [(name, *("more" if s is None else s for s in found.values())) for name, found in needed.items()])
     if options.json:
-        write_json(options.json, [asdict(r) for r in rows])
+        write_json(options.json, {"rows": [asdict(r) for r in rows], "seconds_for_error": needed})
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameters, Values
 from residual_mbrl.physics.mechanical import Integrator, MechanicalBaseline
+from residual_mbrl.physics.mechanical_warp import WarpTerms
 from residual_mbrl.spaces import StateSpace
 
 
@@ -35,3 +38,18 @@ class FreeBody(MechanicalBaseline):
     def potential_energy(self, q: Tensor, p: Values) -> Tensor:
         """Return zero."""
         return torch.zeros_like(q[..., 0])
+
+    def warp_terms(self) -> WarpTerms:
+        """Return the same terms on symbols."""
+        import warp as wp  # noqa: PLC0415  # only fused rollouts need it
+
+        nv = self.space.nv
+        vector, square = (wp.types.vector(length=n, dtype=wp.float32) for n in (nv, nv * nv))
+
+        def mass(q: Any, p: Any) -> Any:
+            return square(*[float(i % (nv + 1) == 0) for i in range(nv * nv)])
+
+        def force(q: Any, v: Any, u: Any, p: Any) -> Any:
+            return vector(*[0.0] * nv)
+
+        return WarpTerms(mass, force)

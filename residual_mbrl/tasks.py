@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from residual_mbrl.costs import Cost, WarpCost
+from residual_mbrl.costs import Cost, CostParts, WarpCost
 
 Start = Callable[[torch.Generator, int], Tensor]
 """From a generator and a count to first states of the plant, [count, nx]."""
@@ -59,6 +59,43 @@ class Task:
         if drawn.ndim != 2 or drawn.shape[0] != count or not bool(torch.isfinite(drawn).all()):
             raise ValueError(f"Task: start must give {count} finite states [{count}, nx], received {tuple(drawn.shape)}")
         return drawn.to(dtype)
+
+
+class Window(Cost):
+    """A stretch of a cost whose references change from step to step; beyond the end the last one is held.
+
+    Args:
+        cost: Of an episode.
+        first: Step of the episode at which the stretch begins.
+        steps: Its length.
+    """
+
+    def __init__(self, cost: Cost, first: int, steps: int) -> None:
+        self.cost = cost
+        every = cost.references
+        rows = torch.arange(first, first + steps + 1).clamp_max(every.shape[-2] - 1)
+        self._references = every[..., rows, :]
+
+    @property
+    def references(self) -> Tensor:
+        """Those of the stretch, shape [*batch, steps + 1, nr]."""
+        return self._references
+
+    def running(self, state: Tensor, action: Tensor, reference: Tensor) -> Tensor:
+        """Return the cost of a step, shape [*batch]."""
+        return self.cost.running(state, action, reference)
+
+    def terminal(self, state: Tensor, reference: Tensor) -> Tensor:
+        """Return the cost of the last state, shape [*batch]."""
+        return self.cost.terminal(state, reference)
+
+    def parts(self, state: Tensor, action: Tensor | None, reference: Tensor) -> CostParts:
+        """Return the cost in parts."""
+        return self.cost.parts(state, action, reference)
+
+    def warp_form(self) -> WarpCost | None:
+        """Return the cost's own form; None where it has none."""
+        return self.cost.warp_form()
 
 
 class WithoutEnd(Cost):

@@ -12,14 +12,19 @@ from residual_mbrl.exploration import (
     InformationOptions,
     Veto,
     disagreement_excitation,
+    expected_error,
     information_excitation,
     information_gain,
     random_excitation,
 )
 from residual_mbrl.exploration.excitation import SearchOptions
+from residual_mbrl.identification import IdentifyOptions, identify
+from residual_mbrl.learning.episodes import Episode
 from residual_mbrl.policies import LinearPolicy
 from residual_mbrl.residuals import Feature, Unstructured
 from residual_mbrl.rollouts import rollout
+from residual_mbrl.sensors import state_sensor
+from residual_mbrl.windows import cut_windows
 
 FREE = ["inertia", "viscous", "gravity_moment"]
 
@@ -112,3 +117,35 @@ def test_wrong_limits_are_named():
     """With what was expected."""
     with pytest.raises(ValueError, match="expected largest"):
         Veto(lambda x, t: x, problem.dynamics(), problem.policy(), np.zeros(3))
+
+
+def test_expected_error_is_that_of_the_inverse_information():
+    """A large one where a parameter is hardly seen, whatever is known of the others; and it can be sought."""
+    model, task = problem.dynamics(viscous=0.2), problem.task()
+    options = InformationOptions(free=FREE, noise=1e-2, draws=2, spread=0.2, goal="error", search=SearchOptions(iterations=8))
+    u = torch.stack([torch.tensor(random_excitation(model, task, 30, s)) for s in range(16)])
+    first = task.starts(3, 1)[0]
+    random = expected_error(model, first, u, options, 3)
+    assert ((random > 0) & (random < options.spread)).all()
+    planned = torch.tensor(information_excitation(model, task, 30, 3, options))
+    assert expected_error(model, first, planned, options, 3) < random.min()
+    tight = InformationOptions(free=FREE, noise=1e-2, largest=[0.1, 0.1])
+    assert torch.isinf(expected_error(model, first, u, tight, 3)).all()
+
+
+def test_identified_parameters_err_as_expected():
+    """The root mean square over experiments, within the chance of thirty of them."""
+    model, task = problem.dynamics(viscous=0.2), problem.task()
+    u, noise = torch.tensor(random_excitation(model, task, 40, 1)), 1e-2
+    options = InformationOptions(free=FREE, noise=noise, draws=1, spread=10.0)
+    expected = float(expected_error(model, torch.zeros(2).double(), u, options))
+    states = rollout(model, torch.zeros(2).double(), u).detach().numpy()
+    off = []
+    for seed in range(30):
+        noisy = states + noise * np.random.default_rng(seed).standard_normal(states.shape)
+        noisy[0] = states[0]
+        log = Episode(name="log", states=noisy, actions=u.numpy()).trajectory(model.space, model.dt)
+        found = identify(model, state_sensor(model.space, noise), cut_windows([log], model.dt),
+                         IdentifyOptions(free=FREE, candidates=1, starts=1, loss="linear"))
+        off.append([(found.dynamics.values[n] - model.values[n]) / model.baseline.parameters[n].scale for n in FREE])
+    assert float(np.sqrt(np.mean(np.square(off)))) == pytest.approx(expected, rel=0.3)

@@ -6,7 +6,10 @@ import pytest
 import torch
 from problems import INTEGRATORS, system
 
+from residual_mbrl.dynamics import ensemble
+from residual_mbrl.learning import network_alone
 from residual_mbrl.physics.free_body import FreeBody
+from residual_mbrl.rollouts import rollout
 from residual_mbrl.spaces import StateSpace
 
 SPACE = system("double_pendulum").space
@@ -57,3 +60,21 @@ def test_positions_turn_where_the_space_has_quaternions() -> None:
         x = body.step(x, torch.zeros(0, dtype=torch.float64))
     expected = torch.tensor([torch.cos(torch.tensor(1.0)), 0.0, 0.0, torch.sin(torch.tensor(1.0)), 0.0, 0.0, 2.0], dtype=torch.float64)
     assert torch.allclose(x, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_network_alone_runs_fused(members: int) -> None:
+    """States and their gradients by the weights are those of torch, an ensemble's too."""
+    models = [network_alone(SPACE, dt=0.05, bound=20.0, angles=SPACE.position, hidden=(8,), seed=k) for k in range(members)]
+    for m in models:
+        m.corrections[0].network.weights[-1].data.normal_(generator=torch.Generator().manual_seed(1))
+    model = models[0] if members == 1 else ensemble(models)
+    generator = torch.Generator().manual_seed(2)
+    batch = (5,) if members == 1 else (members, 5)
+    x, u = (torch.randn(*batch, *n, dtype=torch.float64, generator=generator) for n in ((4,), (6, 2)))
+    found = {}
+    for backend in ("fused", "torch"):
+        states = rollout(model, x, u, backend=backend)  # type: ignore[arg-type]
+        found[backend] = [states, *torch.autograd.grad(states[..., -1, :].square().sum(), list(model.parameters()))]
+    for a, b in zip(*found.values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)

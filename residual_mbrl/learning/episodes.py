@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from residual_mbrl.errors import ModelError
 from residual_mbrl.files import write_bytes
+from residual_mbrl.learning.acting import Act
 from residual_mbrl.learning.plants import Plant
 from residual_mbrl.spaces import StateSpace
 from residual_mbrl.trajectories import Trajectory
 
 Array = NDArray[np.float64]
-Act = Callable[[Array, int], Array]
-"""From a measured state [nx] and the step's number to an action [nu]."""
 log = logging.getLogger(__name__)
 
 

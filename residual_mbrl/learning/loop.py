@@ -1,4 +1,4 @@
-"""``learn``: collect from a plant, identify and fit a model, optimise a policy in it, evaluate, and again.
+"""``learn``: collect from a plant, identify and fit a model, optimise a policy or plan in it, evaluate, and again.
 
 Every round lies in a folder of its own: episodes, model, policy and figures, each written under a temporary name and renamed. A run that is
 killed goes on from what is there, to the same result: whatever is drawn depends on the run's seed, the round and the place alone.
@@ -7,134 +7,60 @@ killed goes on from what is there, to the same result: whatever is drawn depends
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.errors import ModelError
 from residual_mbrl.exploration.excitation import Excite, random_excitation
 from residual_mbrl.files import dump_json, load_json, write_json
-from residual_mbrl.fitting import FitOptions, fit
-from residual_mbrl.identification import IdentifyOptions, identify
-from residual_mbrl.learning.episodes import Act, Episode, collect, usable
+from residual_mbrl.fitting import fit
+from residual_mbrl.identification import identify
+from residual_mbrl.learning.acting import Act, Array, Controller, Guard, Planning, actor
+from residual_mbrl.learning.episodes import Episode, collect, usable
 from residual_mbrl.learning.models import load_model, save_model
 from residual_mbrl.learning.plants import LoggedPlant, Plant
+from residual_mbrl.learning.settings import Budget, Learned, LearnedRound, LearnOptions
 from residual_mbrl.model import Model
 from residual_mbrl.policies.networks import NetworkPolicy
-from residual_mbrl.policies.numpy_form import NumpyPolicy
 from residual_mbrl.policies.storage import load_policy, save_policy
-from residual_mbrl.policy_optimization.short_horizon import TrainingOptions, apg, shac
+from residual_mbrl.policy_optimization.short_horizon import apg, shac
 from residual_mbrl.sensors import state_sensor
 from residual_mbrl.tasks import Task
 from residual_mbrl.trajectories import Trajectory
+from residual_mbrl.uncertainty.ensembles import fit_ensemble
 from residual_mbrl.windows import Windows, cut_windows
 
-Array = NDArray[np.float64]
 log = logging.getLogger(__name__)
+Tell = Callable[[str, float], None]
+"""Called with a phrase and the fraction of it that is done."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a run may use.
-
-    Args:
-        rounds: At most.
-        seconds: Of the plant in all that is learned from.
-        episodes: Of each round.
-        steps: Of an episode that is learned from; the task's where missing.
-        evaluations: Episodes of each evaluation, not learned from.
-    """
-
-    rounds: int = 3
-    seconds: float = float("inf")
-    episodes: int = 1
-    steps: int | None = None
-    evaluations: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.rounds < 1 or self.episodes < 1 or self.seconds <= 0 or self.evaluations < 0 or (self.steps is not None and self.steps < 2):
-            raise ValueError(f"Budget: expected rounds and episodes >= 1, seconds > 0, steps >= 2, received {self}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnOptions:
-    """How a run learns.
-
-    Args:
-        window: Steps over which the model is to predict.
-        stride: Steps from one window to the next.
-        noise: Standard deviation of each measured state entry, [nx] or a number.
-        identify: How parameters are found; None leaves them.
-        fit: How residuals are fitted; None leaves them.
-        training: How the policy is optimised.
-        method: By which algorithm.
-        seed: Of the run.
-    """
-
-    window: int = 25
-    stride: int = 5
-    noise: float | Sequence[float] = 1e-3
-    identify: IdentifyOptions | None = field(default_factory=IdentifyOptions)
-    fit: FitOptions | None = field(default_factory=FitOptions)
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    method: Literal["apg", "shac"] = "apg"
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedRound:
-    """What a round came to.
-
-    Attributes:
-        round: Its number, from 0.
-        seconds: Of the plant that were learned from so far.
-        collected: Mean cost of the round's own episodes.
-        predicted: Mean cost of the task's episodes under the policy in the model.
-        evaluated: Mean cost of evaluation episodes on the plant; NaN where there are none.
-        values: Physical parameters.
-    """
-
-    round: int
-    seconds: float
-    collected: float
-    predicted: float
-    evaluated: float
-    values: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learned:
-    """The last model, the policy that did best in evaluations (the last where there are none), and every round."""
-
-    dynamics: ResidualDynamics
-    policy: NetworkPolicy
-    rounds: tuple[LearnedRound, ...]
-
-
-def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: NetworkPolicy, budget: Budget, out: Path,
-          options: LearnOptions | None = None, *, excite: Excite | None = None,
-          progress: Callable[[LearnedRound], None] | None = None) -> Learned:
+def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: Controller, budget: Budget, out: Path,
+          options: LearnOptions | None = None, *, excite: Excite | None = None, guard: Guard | None = None,
+          progress: Callable[[LearnedRound], None] | None = None, tell: Tell | None = None) -> Learned:
     """Learn to do a task on a plant from little of its time.
 
-    In the first round ``excite`` acts, in all others the policy of the round before. A run that was stopped goes on from its folder.
+    In the first round ``excite`` acts, in all others the policy of the round before, or the planner in its model. A run that was stopped
+    goes on from its folder.
 
     Args:
         plant: Acted on; logs of one where nothing can be.
-        dynamics: What is known, with residuals for what is not; not changed.
+        dynamics: What is known, with residuals for what is not, or ``network_alone`` where nothing is; not changed.
         task: What is to be done.
-        policy: Where to begin; not changed.
+        policy: Where to begin, not changed; or how to plan.
         budget: What may be used.
         out: Folder of the run.
         options: How.
         excite: Who acts in the first round: from model, task, steps and a seed to actions [steps, nu]; random holds where missing.
+        guard: From who would act on the plant, and the model as it is known, to who may, such as one with a ``Veto``.
         progress: Called after each round.
+        tell: Called with what is being done, and the fraction of it that is.
 
     Raises:
         ValueError: if plant, model, task and policy do not fit.
@@ -148,31 +74,32 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
         raise ValueError(f"learn: the plant steps {plant.dt:g} s, the model {dynamics.dt:g} s")
     out = Path(out)
     _claim(out, budget, options, dynamics, policy)
-    run = _Run(plant, dynamics, task, policy, budget, out, options, excite or random_excitation)
+    run = _Run(plant, dynamics, task, policy, budget, out, options, excite or random_excitation, guard, tell)
     rounds: list[LearnedRound] = []
     for k in range(budget.rounds):
         made = run.round(k)
-        if made is None:
-            continue
-        rounds.append(made)
-        if progress is not None:
-            progress(made)
-        if run.seconds >= budget.seconds - 0.5 * dynamics.dt:
+        if made is not None:
+            rounds.append(made)
+            if progress is not None:
+                progress(made)
+        if budget.seconds - run.seconds < (options.window - 0.5) * dynamics.dt:
             break
     if not rounds:
         raise ModelError("learn: no round had data to learn from")
     judged = [r for r in rounds if np.isfinite(r.evaluated)]
     best = min(judged, key=lambda r: r.evaluated).round if judged else rounds[-1].round
-    return Learned(dynamics=run.dynamics, policy=_network(run.folder(best) / "policy"), rounds=tuple(rounds))
+    chosen = policy if isinstance(policy, Planning) else _network(run.folder(best) / "policy")
+    return Learned(dynamics=run.dynamics, policy=chosen, rounds=tuple(rounds))
 
 
 class _Run:
     """Where a run stands: data, model and policy so far."""
 
-    def __init__(self, plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: NetworkPolicy, budget: Budget, out: Path,
-                 options: LearnOptions, excite: Excite) -> None:
+    def __init__(self, plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: Controller, budget: Budget, out: Path,
+                 options: LearnOptions, excite: Excite, guard: Guard | None, tell: Tell | None) -> None:
         self.plant, self.dynamics, self.task, self.policy, self.budget = plant, dynamics, task, policy, budget
-        self.out, self.options, self.excite = out, options, excite
+        self.out, self.options, self.excite, self.guard, self.tell = out, options, excite, guard, tell
+        self.start = dynamics  # what each ensemble is fitted from, anew
         self.seconds, self.logs, self.acted = 0.0, list[Trajectory](), False
 
     def folder(self, k: int) -> Path:
@@ -184,68 +111,92 @@ class _Run:
         folder = self.folder(k)
         folder.mkdir(parents=True, exist_ok=True)
         logs, costs = self._collect(k, folder)
-        self.seconds += sum(t.duration for t in logs)
         self.logs += logs
         if not logs:
             log.warning("round %d: nothing to learn from; skipped", k)
             return None
         if not (folder / "model").exists():
-            save_model(folder / "model", self._model(cut_windows(self.logs, self.dynamics.dt, horizon=self.options.window,
-                                                                  stride=self.options.stride), folder))
-        self.dynamics = load_model(folder / "model", self.dynamics)
-        if not (folder / "policy").exists():
-            train = {"apg": apg, "shac": shac}[self.options.method]
-            found = train(self.dynamics, self.policy, self.task, self.options.training, checkpoint=folder / "training.safetensors")
-            save_policy(folder / "policy", found.policy, dt=self.dynamics.dt)
-            write_json(folder / "predicted.json", found.cost)
-        self.policy, self.acted = _network(folder / "policy"), True
+            save_model(folder / "model", self._model(k, cut_windows(self.logs, self.dynamics.dt, horizon=self.options.window,
+                                                                     stride=self.options.stride), folder))
+        count = self.options.members
+        self.dynamics = load_model(folder / "model", self.start if count == 1 else ensemble([self.start] * count))
+        predicted, self.acted = self._optimised(k, folder), True
         if not (folder / "round.json").exists():
             evaluated = self._evaluate(k, folder)
-            predicted: Any = load_json((folder / "predicted.json").read_bytes())
-            made = LearnedRound(round=k, seconds=self.seconds, collected=float(np.mean(costs)), predicted=float(predicted),
+            made = LearnedRound(round=k, seconds=self.seconds, collected=float(np.mean(costs)), predicted=predicted,
                                 evaluated=evaluated, values={n: float(x) for n, x in self.dynamics.values.items()})
             write_json(folder / "round.json", asdict(made))
         entries: Any = load_json((folder / "round.json").read_bytes())
         log.info("%s", entries)
         return LearnedRound(**entries)
 
+    def _say(self, k: int, phrase: str) -> Tell | None:
+        """Return who is told what a part of a round does."""
+        tell = self.tell
+        return None if tell is None else lambda what, done: tell(f"round {k}: {phrase} {what}".rstrip(), done)
+
+    def _optimised(self, k: int, folder: Path) -> float:
+        """Take the policy that is best in the model, trained where it is not there yet; return its cost there, NaN of a planner."""
+        if isinstance(self.policy, Planning):
+            return float("nan")
+        if not (folder / "policy").exists():
+            train, options, say = {"apg": apg, "shac": shac}[self.options.method], self.options.training, self._say(k, "training")
+            found = train(self.dynamics, self.policy, self.task, options, checkpoint=folder / "training.safetensors",
+                          progress=None if say is None else lambda r: say(f"cost {r.cost:.4g}", r.iteration / options.iterations))
+            save_policy(folder / "policy", found.policy, dt=self.dynamics.dt)
+            write_json(folder / "predicted.json", found.cost)
+        self.policy = _network(folder / "policy")
+        predicted: Any = load_json((folder / "predicted.json").read_bytes())
+        return float(predicted)
+
     def _collect(self, k: int, folder: Path) -> tuple[list[Trajectory], list[float]]:
         """Return the logs of a round and the cost of each."""
         if isinstance(self.plant, LoggedPlant):
             logs = list(self.plant.rounds[k]) if k < len(self.plant.rounds) else []
+            self.seconds += sum(t.duration for t in logs)
             return logs, [float("nan")] * len(logs)
         episodes: list[Episode] = []
         for i in range(self.budget.episodes):
-            left = self.budget.seconds - self.seconds - sum([len(e.actions) for e in episodes]) * self.dynamics.dt
+            left = self.budget.seconds - self.seconds
             steps = int(min(self.budget.steps or self.task.steps, left / self.dynamics.dt + 1e-6))
             if steps < self.options.window:
                 break
-            episodes.append(self._episode(folder / f"episode_{i:03d}.npz", f"round {k}, episode {i}", self._seed(k, i), steps, self.acted))
+            episodes.append(self._episode(folder / f"episode_{i:03d}.npz", f"round {k}, episode {i}", self._seed(k, i), steps,
+                                          self.acted and k >= self.budget.excited))
+            self.seconds += len(episodes[-1].actions) * self.dynamics.dt
         kept = list(usable(episodes, self.options.window))
         return [e.trajectory(self.dynamics.baseline.space, self.dynamics.dt) for e in kept], [self._cost(e) for e in kept]
 
     def _episode(self, path: Path, name: str, seed: int, steps: int, acted: bool) -> Episode:
         if isinstance(self.plant, LoggedPlant):
             raise TypeError("logs cannot be acted on")
-        act = self._actor(seed) if acted else _scheduled(self.excite(self.dynamics, self.task, steps, seed))
+        dynamics, task = self.dynamics, self.task
+        act = actor(self.policy, dynamics, task, seed) if acted else _scheduled(self.excite(dynamics, task, steps, seed))
+        if self.guard is not None:
+            act = self.guard(act, self.dynamics)
+        if self.tell is not None:
+            act = _told(act, name, steps, self.tell)
         return collect(self.plant, path, name=name, seed=seed, first=self.task.starts(seed, 1)[0].numpy(), act=act, steps=steps,
                        low=self.task.low.double().numpy(), high=self.task.high.double().numpy())
 
-    def _actor(self, seed: int) -> Act:
-        """Return who acts under the policy as it is."""
-        form, rng, size = NumpyPolicy(self.policy), np.random.default_rng(seed), self.policy.noise_size
-        return lambda state, t: form(state, None, rng.standard_normal(size) if size else None)
-
-    def _model(self, windows: Windows, folder: Path) -> ResidualDynamics:
-        """Return the model that all data so far say."""
-        sensor, dynamics, o = state_sensor(self.dynamics.baseline.space, self.options.noise), self.dynamics, self.options
+    def _model(self, k: int, windows: Windows, folder: Path) -> ResidualDynamics:
+        """Return the model that all data so far say: the last one's parameters and residuals go on, an ensemble is fitted anew."""
+        sensor, o = state_sensor(self.dynamics.baseline.space, self.options.noise), self.options
+        dynamics = self.dynamics if o.members == 1 else self.start.with_values(self.dynamics.values)
         if o.identify is not None and dynamics.baseline.parameters.free():
-            found = identify(dynamics, sensor, windows, o.identify, checkpoint=folder / "identification.npz")
+            found = identify(dynamics, sensor, windows, o.identify, checkpoint=folder / "identification.npz",
+                             progress=self._say(k, "identifying"))
             dynamics = found.dynamics
         if o.fit is not None and dynamics.residuals:
+            model = Model(dynamics=dynamics, sensor=sensor)
+            if o.members > 1:
+                if self.tell is not None:
+                    self.tell(f"round {k}: fitting {o.members} members", 0.0)
+                return fit_ensemble(model, windows, members=o.members, options=replace(o.fit, parameters=False),
+                                    seed=self._seed(k, 0)).model.dynamics
             free = tuple(dynamics.baseline.parameters.free()) if o.fit.parameters and o.identify is not None else ()
-            dynamics = fit(Model(dynamics=dynamics, sensor=sensor), windows, None, o.fit, free=free,
-                           checkpoint=folder / "fit.npz").model.dynamics
+            dynamics = fit(model, windows, None, o.fit, free=free, checkpoint=folder / "fit.npz",
+                           progress=self._say(k, "")).model.dynamics
         return dynamics
 
     def _evaluate(self, k: int, folder: Path) -> float:
@@ -260,8 +211,8 @@ class _Run:
         if not len(episode.actions):
             return float("nan")
         x, u = torch.tensor(episode.states[:-1]), torch.tensor(episode.actions)
-        references = self.task.cost.references.double()
-        costs = self.task.cost.running(x, u, references[..., 0, :])
+        every = self.task.cost.references.double()
+        costs = self.task.cost.running(x, u, every[..., : len(u) if every.shape[-2] > 2 else 1, :])
         return float(costs.sum() + (self.task.steps - len(u)) * costs.max() * (len(u) < (self.budget.steps or self.task.steps)))
 
     def _seed(self, k: int, i: int) -> int:
@@ -272,6 +223,15 @@ def _scheduled(actions: Array) -> Act:
     return lambda state, t: actions[t]
 
 
+def _told(act: Act, name: str, steps: int, tell: Tell) -> Act:
+    """Return who acts the same and says how far the episode is."""
+    def acting(state: Array, t: int) -> Array:
+        tell(name, t / steps)
+        return act(state, t)
+
+    return acting
+
+
 def _network(path: Path) -> NetworkPolicy:
     policy = load_policy(path)
     if not isinstance(policy, NetworkPolicy):
@@ -279,11 +239,11 @@ def _network(path: Path) -> NetworkPolicy:
     return policy
 
 
-def _claim(out: Path, budget: Budget, options: LearnOptions, dynamics: ResidualDynamics, policy: NetworkPolicy) -> None:
+def _claim(out: Path, budget: Budget, options: LearnOptions, dynamics: ResidualDynamics, policy: Controller) -> None:
     """Write what a run is, or check that it is the one whose folder this is; more rounds or seconds may be asked for."""
     described: Any = {"options": {**asdict(options), "training": {**asdict(options.training), "dtype": str(options.training.dtype)}},
-                      "episodes": budget.episodes, "steps": budget.steps, "policy": policy.describe(), "values": dynamics.values,
-                      "residuals": [r.name for r in dynamics.corrections]}
+                      "episodes": budget.episodes, "steps": budget.steps, "excited": budget.excited, "policy": policy.describe(),
+                      "values": dynamics.values, "residuals": [r.name for r in dynamics.corrections]}
     path = out / "run.json"
     if path.exists():
         if load_json(dump_json(described)) != load_json(path.read_bytes()):

@@ -1,0 +1,167 @@
+"""Methods of the learning benchmark: each gives the returns of its evaluation episodes after some seconds of plant data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from learning_plants import CASES, Case, Seen
+
+from residual_mbrl.dynamics import ResidualDynamics, ensemble
+from residual_mbrl.files import load_json, write_json
+from residual_mbrl.fitting import FitOptions
+from residual_mbrl.identification import IdentifyOptions
+from residual_mbrl.learning import Budget, LearnedRound, LearnOptions, Planning, actor, learn
+from residual_mbrl.learning.acting import Act
+from residual_mbrl.learning.models import load_model
+from residual_mbrl.planners import ICEMOptions
+from residual_mbrl.policies import MLPPolicy, angles_turned
+from residual_mbrl.policy_optimization import TrainingOptions, apg
+
+Points = dict[str, list[float]]
+"""Returns of the episodes of an evaluation, by the seconds of plant data before it."""
+MEMBERS = 5
+POINTS = {"idle": (0.0,), "nominal": (0.0,), "true": (0.0,), "ours": (2.5, 5.0, 10.0), "policy": (10.0,), "PETS": (10.0, 20.0, 50.0, 100.0),
+          "SAC": (10.0, 50.0, 100.0, 200.0)}
+"""Seconds of plant data at which methods are evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One plant, seed and method.
+
+    Args:
+        plant: Of ``CASES``.
+        seed: Which one of its kind.
+        method: Of ``METHODS``.
+        work: Folder of all cells.
+        episodes: Of an evaluation.
+        longest: Seconds of plant data at most.
+    """
+
+    plant: str
+    seed: int
+    method: str
+    work: Path
+    episodes: int
+    longest: float = float("inf")
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Seconds of plant data at which it is evaluated."""
+        return tuple(p for p in POINTS[self.method] if p <= self.longest)
+
+    @property
+    def case(self) -> Case:
+        """Its plant and task."""
+        return CASES[self.plant]()
+
+    def folder(self, method: str) -> Path:
+        """Where a learner of this plant and seed keeps its run."""
+        return self.work / "runs" / f"{self.plant} {self.seed} {method}".replace(" ", "-")
+
+    def returns(self, make: Callable[[int], Act]) -> list[float]:
+        """Return the sum of rewards of each evaluation episode, from states as they are; who acts is made anew for each."""
+        case = self.case
+        plant, reward, task, found = Seen(case.plant(self.seed), case.noise), case.reward(self.seed), case.task(self.seed), []
+        for i in range(20_000, 20_000 + self.episodes):
+            seen, act, total = plant.reset(i, task.starts(i, 1)[0].numpy()), make(i), 0.0
+            for t in range(task.steps):
+                action = np.clip(act(seen, t), -case.limit, case.limit)
+                total += float(reward(torch.from_numpy(plant.state), torch.from_numpy(action)))
+                seen, over = plant.step(action)
+                if over:
+                    break
+            found.append(total)
+        return found
+
+    def planned(self, model: ResidualDynamics) -> list[float]:
+        """Return what MPC in a model earns."""
+        return self.returns(lambda seed: actor(planning(self.case), model, self.case.task(self.seed), seed))
+
+
+def planning(case: Case) -> Planning:
+    """Return the planner of all models."""
+    return Planning(steps=case.horizon, options=ICEMOptions(samples=100, iterations=3, elites=10),
+                    opening=ICEMOptions(samples=300, iterations=8, elites=15))
+
+
+def idle(cell: Cell) -> Points:
+    """Do nothing: what a return is worth."""
+    nu = cell.case.baseline().space.nu
+    return {"0": cell.returns(lambda seed: lambda state, t: np.zeros(nu))}
+
+
+def nominal(cell: Cell) -> Points:
+    """Plan in what is known."""
+    return {"0": cell.planned(cell.case.nominal())}
+
+
+def true(cell: Cell) -> Points:
+    """Plan in a model that knows the plant."""
+    return {"0": cell.planned(cell.case.true(cell.seed))}
+
+
+def ours(cell: Cell) -> Points:
+    """Identify what is known, learn friction (and springs), and plan."""
+    noise, case = cell.case.noise.tolist(), cell.case
+    options = LearnOptions(window=case.window, stride=case.window // 2, noise=noise, seed=cell.seed,
+                           identify=IdentifyOptions(candidates=8, starts=1, start_std=noise),
+                           fit=FitOptions(rounds=3, iterations=5, ridge=0.01, start_std=noise))
+    return _learned(cell, "ours", case.corrected(cell.seed), options)
+
+
+def pets(cell: Cell) -> Points:
+    """Fit networks that know nothing, and plan."""
+    fit = FitOptions(method="adam", rounds=1, iterations=300, ridge=1e-4, parameters=False)
+    options = LearnOptions(window=2, stride=1, noise=cell.case.noise.tolist(), seed=cell.seed, members=MEMBERS, identify=None, fit=fit)
+    return _learned(cell, "PETS", cell.case.alone(cell.seed), options)
+
+
+def _learned(cell: Cell, method: str, model: ResidualDynamics, options: LearnOptions) -> Points:
+    case, out = cell.case, cell.folder(method)
+    todo, found = list(cell.points), Points()
+    like = model if options.members == 1 else ensemble([model] * options.members)
+
+    def evaluate(made: LearnedRound) -> None:
+        while todo and made.seconds > todo[0] - 1.0:
+            kept = out / f"returns_{todo[0]:g}.json"
+            if not kept.exists():
+                write_json(kept, cell.planned(load_model(out / f"round_{made.round:03d}" / "model", like)))
+            got: Any = load_json(kept.read_bytes())
+            found[f"{todo.pop(0):g}"] = got
+
+    budget = Budget(rounds=400, seconds=max(todo), episodes=case.episodes, steps=case.collected if method == "ours" else case.explored)
+    learn(Seen(case.plant(cell.seed), case.noise), model, case.task(cell.seed), planning(case), budget, out, options, progress=evaluate)
+    return found
+
+
+def policy(cell: Cell) -> Points:
+    """Train a network in the model that ours came to; it sees no more of the plant."""
+    case, ran = cell.case, cell.folder("ours")
+    last = max(int(p.parent.name[-3:]) for p in ran.glob("round_*/round.json"))
+    model, space = load_model(ran / f"round_{last:03d}" / "model", case.corrected(cell.seed)), case.baseline().space
+    task = case.task(cell.seed)
+    found = []
+    for trial in range(2):  # the one that the model likes better
+        untrained = MLPPolicy(space=space, low=-case.limit, high=case.limit, features=angles_turned(space, case.angles),
+                              seed=2 * cell.seed + trial)
+        untrained.normalise(task.draw(torch.Generator().manual_seed(0), 1000, dtype=torch.float64, practice=True))
+        found.append(apg(model, untrained.float(), task, TrainingOptions(horizon=100, iterations=2000, seed=2 * cell.seed + trial)))
+    best = min(found, key=lambda trained: trained.cost).policy
+    return {"10": cell.returns(lambda seed: actor(best, model, task, seed))}
+
+
+def sac(cell: Cell) -> Points:
+    """Train stable-baselines3's SAC on the plant."""
+    from learning_sac import soft_actor_critic  # noqa: PLC0415  # an optional dependency
+
+    return soft_actor_critic(cell, cell.points)
+
+
+METHODS: Mapping[str, Callable[[Cell], Points]] = {"idle": idle, "nominal": nominal, "true": true, "ours": ours, "policy": policy,
+                                                   "PETS": pets, "SAC": sac}

@@ -1,0 +1,96 @@
+"""The learning benchmark: its equations are those of its plants, and its scores are what they say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("gymnasium", reason="gymnasium is not installed")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def plants():
+    """The module of the plants."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import learning_cells
+        import learning_plants
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return learning_plants, learning_cells
+
+
+def followed(case, seed, steps, share):
+    """Return states of the plant under random actions, and the actions."""
+    plant, rng = case.plant(seed), np.random.default_rng(0)
+    first = case.start(torch.Generator().manual_seed(1), 1)[0].double()
+    actions = share * case.limit * rng.uniform(-1, 1, (steps, case.baseline().space.nu))
+    states = [plant.reset(seed, first.numpy()), *(plant.step(u)[0] for u in actions)]
+    return torch.tensor(np.array(states)), torch.tensor(actions)
+
+
+@pytest.mark.parametrize(("name", "share"), [("cart-pole", 0.5), ("double pendulum", 0.05), ("reacher", 0.6)])
+def test_the_true_model_is_the_plant(plants, name, share):
+    """To a twentieth of how far each entry moves; what is known is not."""
+    from residual_mbrl.rollouts import rollout
+
+    case = plants[0].CASES[name]()
+    states, actions = followed(case, 3, 15, share)
+    moved = (states - states[0]).abs().amax(0).clamp_min(0.02)
+    off = {m: float(((rollout(dynamics, states[0], actions, backend="torch").detach() - states).abs() / moved).max())
+           for m, dynamics in (("true", case.true(3)), ("nominal", case.nominal()))}
+    assert off["true"] < 0.05
+    assert off["nominal"] > 3 * off["true"]
+
+
+@pytest.mark.parametrize("name", [pytest.param("double pendulum", marks=pytest.mark.slow), "reacher"])
+def test_equations_are_the_same_in_torch_and_in_kernels(plants, name):
+    """Values and gradients by the actions, with every kind of friction."""
+    from residual_mbrl.rollouts import rollout
+
+    case = plants[0].CASES[name]()
+    model, generator = case.true(0), torch.Generator().manual_seed(0)
+    x = torch.randn(8, model.space.nx, generator=generator, dtype=torch.float64)
+    u = torch.randn(8, 4, model.space.nu, generator=generator, dtype=torch.float64).requires_grad_()
+    found = {}
+    for backend in ("fused", "torch"):
+        states = rollout(model, x, u, backend=backend)
+        found[backend] = (states, *torch.autograd.grad(states[..., -1, :].square().sum(), u))
+    for a, b in zip(*found.values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["cart-pole", "double pendulum", "reacher"])
+def test_rewards_lie_between_zero_and_one(plants, name):
+    """Anywhere; so do their differences to one, which are what planners minimise."""
+    case = plants[0].CASES[name]()
+    x, u = 5 * torch.randn(1000, case.baseline().space.nx), torch.randn(1000, case.baseline().space.nu)
+    reward = case.reward(0)(x, u)
+    assert reward.min() >= 0
+    assert reward.max() <= 1
+    cost = case.task(0).cost
+    assert torch.allclose(cost.running(x, u, torch.zeros(1)), 1 - reward)
+    assert cost.refusal is None
+
+
+def test_seconds_for_an_error_are_found_between_experiments(plants):
+    """On a line of logarithms; after the last experiment that errs more."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from excitation import Row, seconds_for
+        from learning import interquartile
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    rows = [Row(excitation="", seconds=s, error=e, quartiles=(0, 0), left_rail=0, seeds=1, machine="")
+            for s, e in ((1.0, 0.04), (2.0, 0.02), (4.0, 0.025), (8.0, 0.005))]
+    assert seconds_for(0.05, rows) == 1.0
+    assert seconds_for(0.001, rows) is None
+    assert seconds_for(0.025 / 5**0.5, rows) == pytest.approx(4 * 2**0.5)
+    value, low, high = interquartile([0.2, 0.9, 1.0, 1.1, 5.0])
+    assert value == pytest.approx(1.0)
+    assert low < 1 < high
