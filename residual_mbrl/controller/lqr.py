@@ -1,4 +1,4 @@
-"""Linear quadratic regulation about a reference: one matrix product a command."""
+"""Linear quadratic regulation along a reference: some matrix products a command."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ REGULARISATION = 1e-9
 
 
 class LQR(Law):
-    """``u = u* - K (x ⊖ g)`` with K from the discrete Riccati equation of the model linearised at (x*, u*).
+    """``u = u* - K (x ⊖ g_0) - Σ_t M_t w_t`` with K from the discrete Riccati equation of the model linearised at (x*, u*).
 
-    The goal g is the target of the cost that is asked for, which may move; x* is where it was linearised. A ``HeldForce`` of the model,
-    which no command moves, is not regulated but held against: by the command whose effect on a step is nearest to its own.
+    The goals g_t are the targets of the cost that is asked for, a model's step apart where they move; x* is where it was linearised.
+    ``w_t = A (g_t ⊖ x*) - (g_{t+1} ⊖ x*)`` is what the linear model misses on the way from one to the next, which the command sees
+    coming: ``M_t = (R + Bᵀ P B)⁻¹ Bᵀ ((A - B K)ᵀ)^t P`` (Anderson and Moore, Optimal Control, 1990, ch. 4). A ``HeldForce`` of the
+    model, which no command moves, is not regulated but held against: by the command whose effect on a step is nearest to its own.
 
     Args:
         dynamics: The model; other residual memory counts as state.
@@ -47,18 +49,34 @@ class LQR(Law):
         weights = np.diag(np.maximum(q.numpy(), REGULARISATION * float(q.max())))
         held, (a, b) = held_entries(dynamics), (np.asarray(m[0].double().numpy()) for m in moves)
         self.gain = np.zeros((space.nu, space.ndx))
-        self.gain[:, ~held] = regulator(a[~held][:, ~held], b[~held], weights[~held][:, ~held], np.diag(r.numpy()))
-        self.gain[:, held] = np.linalg.pinv(b[~held]) @ a[~held][:, held]
-        self._gain = torch.from_numpy(self.gain)
+        a_own, b_own, r_own = a[~held][:, ~held], b[~held], np.diag(r.numpy())
+        self.gain[:, ~held], p = regulator(a_own, b_own, weights[~held][:, ~held], r_own)
+        self.gain[:, held] = np.linalg.pinv(b_own) @ a[~held][:, held]
+        self._gain, self._own, self._moves = torch.from_numpy(self.gain), torch.from_numpy(~held), torch.from_numpy(a_own)
+        ahead, closed = np.linalg.solve(r_own + b_own.T @ p @ b_own, b_own.T), (a_own - b_own @ self.gain[:, ~held]).T
+        self._ahead, self._closed, self._preview = ahead, closed, np.empty((0, *b_own.T.shape))
+        self._value = p
 
     def command(self, state: Tensor, cost: Cost | None = None) -> Tensor:
         """Return the command that leads to the target."""
-        goal, nx = self.state, self.space.nx
+        goals, nx = self.state.unsqueeze(0), self.space.nx
         if isinstance(cost, QuadraticCost) and cost.space.position == self.space.position:
             n = min(nx, cost.space.nx)
-            goal = torch.cat([cost.references[..., 0, :n].reshape(-1)[:n].double(), goal[n:]])
-        x = state[:nx] if state.shape[-1] >= nx else torch.cat([state, goal[state.shape[-1] :]])
-        return self.action - self._gain @ self.space.difference(x, goal)
+            rows = cost.references[..., :n].reshape(-1, n).double()
+            rows = rows if len(rows) > 2 else rows[:1]  # two rows are a target that stays, and the weights of the end
+            goals = torch.cat([rows, self.state[n:].expand(len(rows), -1)], -1)
+        x = state[:nx] if state.shape[-1] >= nx else torch.cat([state, self.state[state.shape[-1] :]])
+        apart = self.space.difference(goals, self.state)[:, self._own]
+        missed = apart[:-1] @ self._moves.mT - apart[1:]
+        seen = torch.einsum("tun,tn->u", self._preview_of(len(missed)), missed)
+        return self.action - self._gain @ self.space.difference(x, goals[0]) - seen
+
+    def _preview_of(self, steps: int) -> Tensor:
+        """Return M_t of so many steps, shape [steps, nu, ndx without held forces]."""
+        while len(self._preview) < steps:
+            self._preview = np.concatenate([self._preview, (self._ahead @ self._value)[None]])
+            self._ahead = self._ahead @ self._closed
+        return torch.from_numpy(self._preview[:steps])
 
 
 def held_entries(dynamics: ResidualDynamics) -> NDArray[np.bool_]:
@@ -69,8 +87,8 @@ def held_entries(dynamics: ResidualDynamics) -> NDArray[np.bool_]:
     return held[dynamics.space.nx - dynamics.space.ndx :]  # memory comes last in both
 
 
-def regulator(a: Array, b: Array, q: Array, r: Array) -> Array:
-    """Return K of ``u = -K x`` that minimises ``Σ xᵀ Q x + uᵀ R u`` under ``x' = A x + B u``, shape [nu, nx].
+def regulator(a: Array, b: Array, q: Array, r: Array) -> tuple[Array, Array]:
+    """Return K of ``u = -K x`` that minimises ``Σ xᵀ Q x + uᵀ R u`` under ``x' = A x + B u``, and P of the minimum ``xᵀ P x``.
 
     Raises:
         ModelError: if the equation has no stabilising solution.
@@ -84,7 +102,7 @@ def regulator(a: Array, b: Array, q: Array, r: Array) -> Array:
     radius = float(np.abs(np.linalg.eigvals(a - b @ gain)).max())
     if not radius < 1 + 1e-9:
         raise ModelError(f"LQR: the closed loop about the reference has an eigenvalue of magnitude {radius:.6f}, expected below 1")
-    return gain
+    return gain, p
 
 
 def steady_action(dynamics: ResidualDynamics, state: Tensor) -> Tensor:
