@@ -19,7 +19,7 @@ from residual_mbrl.identification import IdentifyOptions, identify
 from residual_mbrl.model import Model
 from residual_mbrl.physics.cartpole import PARAMETERS, CartPole
 from residual_mbrl.physics.mechanical_warp import WarpTerms
-from residual_mbrl.residuals import Feature, Unstructured
+from residual_mbrl.residuals import DryFriction, Feature, JointSprings
 from residual_mbrl.sensors import Column, Sensor
 from residual_mbrl.trajectories import Trajectory
 from residual_mbrl.windows import Windows, cut_windows
@@ -212,12 +212,13 @@ def calibrate(truth: Truth, dt: float, seed: int = 0, seconds: float = 60.0) -> 
 
 
 def corrected(identified: ResidualDynamics, windows: Windows, seed: int) -> ResidualDynamics:
-    """Return the identified model with a residual force fitted on windows."""
-    features = [Feature(source="cart"), Feature(source="angle", transform="sin"), Feature(source="angle", transform="cos"),
-                Feature(source="speed"), Feature(source="speed", transform="sign"), Feature(source="rate"), Feature(source="force")]
-    learned = Unstructured(nv=2, features=features, bound=8.0, hidden=(32, 32), seed=seed)
-    start = Model(dynamics=identified.with_residuals([learned]), sensor=sensor(identified))
+    """Return the identified model with springs and dry friction that are fitted on windows together with its parameters."""
+    space = identified.baseline.space
+    learned = [JointSprings(nq=space.nq, scale=2.0),
+               DryFriction(nv=space.nv, features=[Feature(source="position")], sizes=[space.nq], bound=2.0, hidden=(), seed=seed)]
+    start = Model(dynamics=identified.with_residuals(learned), sensor=sensor(identified))
     every = windows.log == int(windows.log.max())
-    options = FitOptions(method="adam", horizons=(8,), rounds=3, iterations=60, learning_rate=1e-2, ridge=0.002, parameters=False,
-                         patience=3)
-    return fit(start, windows.take(~every), windows.take(every), options).model.dynamics
+    options = FitOptions(method="gauss_newton", horizons=(round(0.16 / start.dynamics.dt),), rounds=2, iterations=8, f_scale=5.0,
+                         start_std=tuple(NOISE))
+    free = [p for p in identified.baseline.parameters if p.free]
+    return fit(start, windows.take(~every), windows.take(every), options, free=free).model.dynamics

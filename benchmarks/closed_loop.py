@@ -7,6 +7,8 @@ some iterations a tick, its delay not counted; it is the same for all three mode
 - cart-pole: swing-up with a heavier cart and pole, dry and viscous friction, a cable that pulls back, and less force than commanded.
 - arm: seven joints follow random sines with three times the payload of the data sheet, off its place, and more friction; this one
   plans on MuJoCo itself, one iteration a tick.
+- pusher: a finger shoves a loaded carton over a table to where the finger cannot reach, through contact and sliding; it too plans on
+  MuJoCo, one iteration a tick.
 - quadrotor: a figure of eight at up to 2.5 m/s with motors three times slower than in the data sheet, drag, and 5 % less thrust.
 
     python benchmarks/closed_loop.py --options.json benchmarks/results/closed_loop.json --work /tmp/closed_loop
@@ -23,6 +25,7 @@ from typing import Any, Literal, Protocol
 import arm_plant
 import cart_pole_plant
 import numpy as np
+import pusher_plant
 import quadrotor_plant
 import torch
 import tyro
@@ -37,6 +40,7 @@ from residual_mbrl.files import write_json
 from residual_mbrl.planners.ilqr import ILQR, ILQROptions
 from residual_mbrl.planners.limits import Limits
 from residual_mbrl.planners.plan import Plan, shift
+from residual_mbrl.planners.starts import best_from_starts
 
 Array = NDArray[np.float64]
 DT = 0.02
@@ -73,6 +77,7 @@ class Case:
         iterations: A tick.
         first: Action that a first plan begins from.
         opening: Iterations of the first plan.
+        starts: From which the first plan is looked for.
     """
 
     calibrate: Callable[[int], Calibrated]
@@ -88,6 +93,7 @@ class Case:
     iterations: int
     first: float | Array
     opening: int = 100
+    starts: int = 1
 
 
 def cart_pole_cost(model: ResidualDynamics, goals: Array) -> QuadraticCost:
@@ -109,7 +115,7 @@ def cart_pole() -> Case:
                 plant=lambda seed: cart_pole_plant.Plant(drawn(seed), 5_000 + seed), start=start,
                 goals=lambda _, ticks: np.tile(upright, (len(ticks), 1)), cost=cart_pole_cost,
                 weights=(np.array([2.0, 6.0, 0.1, 0.1]), np.array([0.01])), limits=Limits(action_lower=-15.0, action_upper=15.0), steps=60,
-                ticks=250, iterations=3, first=0.0)
+                ticks=250, iterations=3, first=0.0, starts=16)
 
 
 def quadrotor() -> Case:
@@ -142,11 +148,22 @@ def arm() -> Case:
                 iterations=1, first=arm_plant.holding(), opening=15)
 
 
-CASES: Mapping[str, Callable[[], Case]] = {"cart-pole": cart_pole, "quadrotor": quadrotor, "arm": arm}
+def pusher() -> Case:
+    """Return the shove."""
+    drawn = pusher_plant.drawn
+    return Case(calibrate=lambda seed: pusher_plant.calibrate(drawn(seed), DT, seed),
+                true=lambda seed: pusher_plant.true_model(drawn(seed), DT),
+                plant=lambda seed: pusher_plant.Plant(drawn(seed), 5_000 + seed), start=pusher_plant.start,
+                goals=lambda seed, ticks: np.tile(pusher_plant.target(seed), (len(ticks), 1)), cost=pusher_plant.cost_of,
+                weights=(pusher_plant.STATE, pusher_plant.ACTION), limits=pusher_plant.LIMITS, steps=40, ticks=80, iterations=1,
+                first=np.array([20.0, 0.0]), opening=50)
 
 
-def control(case: Case, model: ResidualDynamics, seed: int) -> float:
-    """Return the mean cost of a tick of one episode under a model."""
+CASES: Mapping[str, Callable[[], Case]] = {"cart-pole": cart_pole, "quadrotor": quadrotor, "arm": arm, "pusher": pusher}
+
+
+def control(case: Case, model: ResidualDynamics, seed: int) -> tuple[Array, Array]:
+    """Run one episode under a model; return the states [T + 1, nx] and the cost of every tick [T]."""
     plant, every = case.plant(seed), case.goals(seed, np.arange(case.ticks + case.steps + 1, dtype=np.float64))
     plant.state = case.start(seed)
     first = case.cost(model, every[: case.steps + 1])
@@ -154,21 +171,22 @@ def control(case: Case, model: ResidualDynamics, seed: int) -> float:
     opening, planner = (ILQR(model, first, ILQROptions(iterations=n), steps=case.steps, limits=case.limits, initial_action=action)
                         for n in (case.opening, case.iterations))
     plan: Plan | None = None
-    total, (q, r), space = 0.0, case.weights, model.baseline.space
+    states, costs, (q, r), space = [plant.state], list[float](), case.weights, model.baseline.space
     for k in range(case.ticks):
         seen = torch.from_numpy(plant.read()).float()
         if plan is None:
-            plan = opening.plan(seen)
+            plan = best_from_starts(opening, seen, case.starts, seed=seed)
         else:
             plan = planner.plan(seen, shift(plan, 1), cost=case.cost(model, every[k : k + case.steps + 1]))
         command = plan.actions[0].double().numpy()
         plant.run(DT, command)
         error = space.difference(torch.from_numpy(plant.state), torch.from_numpy(every[k + 1])).numpy()
-        total += float(q @ error**2 + r @ command**2)
-    return total / case.ticks
+        states.append(plant.state)
+        costs.append(float(q @ error**2 + r @ command**2))
+    return np.stack(states), np.array(costs)
 
 
-def main(options: Options, only: Literal["", "cart-pole", "quadrotor", "arm"] = "", seeds: int = 20,
+def main(options: Options, only: Literal["", "cart-pole", "quadrotor", "arm", "pusher"] = "", seeds: int = 20,
          work: Path | None = None) -> dict[str, Any]:
     """Run the benchmark.
 
@@ -188,7 +206,7 @@ def main(options: Options, only: Literal["", "cart-pole", "quadrotor", "arm"] = 
         for seed in range(len(rows), 2 if options.quick else seeds):
             made = case.calibrate(seed)
             models = {"nominal": made.nominal, "calibrated": made.calibrated, "true": case.true(seed)}
-            rows.append({m: control(case, models[m], seed) for m in MODELS})
+            rows.append({m: float(control(case, models[m], seed)[1].mean()) for m in MODELS})
             print(name, seed, rows[-1], flush=True)
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)

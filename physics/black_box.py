@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -143,7 +143,8 @@ class BlackBox(Baseline):
         self._check(state, action, force, parameters)
         return torch_step(self, self.space, state, action, force, parameters)
 
-    def jacobian(self, state: Tensor, action: Tensor, force: Tensor | None = None, parameters: Values | None = None) -> StepJacobian:
+    def jacobian(self, state: Tensor, action: Tensor, force: Tensor | None = None, parameters: Values | None = None, *,
+                 by: Collection[str] | None = None) -> StepJacobian:
         """Return the derivative of a step by centred differences.
 
         Raises:
@@ -151,7 +152,7 @@ class BlackBox(Baseline):
         """
         self._check(state, action, force, parameters)
         self._check_differentiable()
-        return torch_jacobian(self._differentiate, state, action, force, parameters)
+        return torch_jacobian(self._differentiate, state, action, force, parameters, by=by)
 
     def advance(self, inputs: Inputs) -> Array:
         """Step N worlds in numpy; see ``NumericStep``."""

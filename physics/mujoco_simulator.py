@@ -188,7 +188,7 @@ class MujocoSimulator(Baseline):
         return by if own is None else replace(own, values={**own.values, **by.values})
 
     def jacobian(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], force: Tensor | None = None,
-                 parameters: Values | None = None) -> StepJacobian:
+                 parameters: Values | None = None, *, by: Collection[str] | None = None) -> StepJacobian:
         """Return the derivative of a step on the tangent space; by which method as in ``pull_back``."""
         def differentiate(inputs: Inputs, names: Sequence[str]) -> Mapping[str, Array]:
             exact = [n for n in names if (n in EXACT or n in self._places) and self.inexact is None]
@@ -205,7 +205,7 @@ class MujocoSimulator(Baseline):
 
         if force is None:
             force = state.new_zeros(*state.shape[:-1], self.space.nv)
-        return torch_jacobian(differentiate, state, action, force, parameters, vectors=ADDITIONS)
+        return torch_jacobian(differentiate, state, action, force, parameters, vectors=ADDITIONS, by=by)
 
     def gradient_method(self, name: str) -> str:
         """Return in words how a step is differentiated by "state", "action", "force" or a parameter."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import mujoco
@@ -168,7 +168,7 @@ class MujocoWarpSimulator(Baseline):
         return product
 
     def jacobian(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], force: Tensor | None = None,
-                 parameters: Values | None = None) -> StepJacobian:
+                 parameters: Values | None = None, *, by: Collection[str] | None = None) -> StepJacobian:
         """Return the derivative of a step on the tangent space as ``gradients`` says.
 
         Raises:
@@ -176,7 +176,7 @@ class MujocoWarpSimulator(Baseline):
         """
         self._require_gradients()
         if self.gradients == "mujoco":
-            return self.twin.jacobian(state, action, force, parameters)
+            return self.twin.jacobian(state, action, force, parameters, by=by)
 
         def differentiate(inputs: Inputs, names: Sequence[str]) -> Mapping[str, Array]:
             return difference_jacobian(self.advance, self.space, inputs, names, step=STEP, scales=self._scales(), worlds=WORLDS)
@@ -184,7 +184,7 @@ class MujocoWarpSimulator(Baseline):
         if force is None:
             force = state.new_zeros(*state.shape[:-1], self.space.nv)
         latest = self._latest
-        jacobian = torch_jacobian(differentiate, state, action, force, parameters, vectors=ADDITIONS)
+        jacobian = torch_jacobian(differentiate, state, action, force, parameters, vectors=ADDITIONS, by=by)
         self._latest = latest
         return jacobian
 

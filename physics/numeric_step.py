@@ -155,7 +155,8 @@ def torch_step(solver: NumericStep, space: StateSpace, state: Tensor, action: Te
 
 
 def torch_jacobian(differentiate: Callable[[Inputs, Sequence[str]], Mapping[str, Array]], state: Tensor, action: Tensor,
-                   force: Tensor | None = None, values: Values | None = None, *, vectors: Collection[str] = ()) -> StepJacobian:
+                   force: Tensor | None = None, values: Values | None = None, *, vectors: Collection[str] = (),
+                   by: Collection[str] | None = None) -> StepJacobian:
     """Return a step's Jacobian in torch from one in numpy; arguments as in ``torch_step``.
 
     Args:
@@ -165,13 +166,15 @@ def torch_jacobian(differentiate: Callable[[Inputs, Sequence[str]], Mapping[str,
         force: Shape [*batch, nv], or None.
         values: By name.
         vectors: Names of values that have several entries a world.
+        by: Names of the values to differentiate by; all where None.
     """
     values = values or {}
     inputs, batch = to_inputs(state, action, force, values, vectors)
-    names = ["state", "action", *([] if force is None else ["force"]), *values]
+    wanted = [n for n in values if by is None or n in by]
+    names = ["state", "action", *([] if force is None else ["force"]), *wanted]
     blocks = {name: torch.from_numpy(np.ascontiguousarray(j)).to(state).unflatten(0, batch) if batch else
               torch.from_numpy(np.ascontiguousarray(j[0])).to(state) for name, j in differentiate(inputs, names).items()}
-    parameters = {name: blocks[name] if name in vectors else blocks[name].squeeze(-1) for name in values}
+    parameters = {name: blocks[name] if name in vectors else blocks[name].squeeze(-1) for name in wanted}
     return StepJacobian(blocks["state"], blocks["action"], blocks.get("force"), parameters)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -152,7 +152,7 @@ class StepJacobian(NamedTuple):
     force: Tensor | None
     """Shape [*batch, ndx, nv]; None where the baseline has no force port."""
     parameters: Mapping[str, Tensor]
-    """Of every value that was given, by name, shape [*batch, ndx, *value]."""
+    """Of the values that were given and asked for, by name, shape [*batch, ndx, *value]."""
 
 
 WarpFunction = Callable[..., Any]
@@ -221,8 +221,16 @@ class Baseline(ABC):
         return torch.stack(states, -2)
 
     def jacobian(self, state: Float[Tensor, "*batch nx"], action: Float[Tensor, "*batch nu"], force: Tensor | None = None,
-                 parameters: Values | None = None) -> StepJacobian | None:
-        """Return the derivative of a step where torch cannot take it through ``step`` in forward mode; None where it can."""
+                 parameters: Values | None = None, *, by: Collection[str] | None = None) -> StepJacobian | None:
+        """Return the derivative of a step where torch cannot take it through ``step`` in forward mode; None where it can.
+
+        Args:
+            state: Shape [*batch, nx].
+            action: Shape [*batch, nu].
+            force: As in ``step``.
+            parameters: As in ``step``.
+            by: Names of the parameters by which it is wanted too; all that are given where None.
+        """
         return None
 
     def warp_step(self) -> WarpStep | None:

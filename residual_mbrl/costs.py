@@ -83,6 +83,8 @@ class Cost(ABC):
 class QuadraticCost(Cost):
     """``Σ_t q·(x_t ⊖ g_t)² + r·u_t² + q_H·(x_H ⊖ g_H)²`` with diagonal weights, differences on the tangent space.
 
+    Weights and targets may be of positions and velocities alone; what else the state holds then has no weight.
+
     Args:
         space: Of the model, residual memory included.
         state: Weights q, shape [*#batch, ndx].
@@ -97,6 +99,8 @@ class QuadraticCost(Cost):
 
     def __init__(self, *, space: StateSpace, state: Tensor, action: Tensor, terminal: Tensor | None = None, target: Tensor | None = None,
                  trajectory: bool = False) -> None:
+        state, terminal = (_filled(x, 2 * space.nv, space.ndx) for x in (state, terminal))
+        target = _filled(target, space.nq + space.nv, space.nx)
         for name, x, n in (("state", state, space.ndx), ("action", action, space.nu), ("terminal", terminal, space.ndx),
                            ("target", target, space.nx)):
             if x is not None and x.shape[-1:] != (n,):
@@ -165,6 +169,11 @@ class QuadraticCost(Cost):
 
         return WarpCost(("quadratic", nx, nu, self.space.nv, self.space.quaternions), running, terminal, squares,
                         terminal_squares=terminal_squares)
+
+
+def _filled(x: Any, known: int, size: int) -> Any:
+    """Return entries of positions and velocities with zeros for the rest; anything else as it is."""
+    return x if x is None or x.shape[-1:] != (known,) else torch.cat([x, x.new_zeros(*x.shape[:-1], size - known)], -1)
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ class ResidualDynamics(nn.Module):
         residuals: What is learned; none leaves the baseline as it is.
         values: Physical parameter values that replace the nominal ones.
 
+    Attributes:
+        memory: Where the state holds the memory of each residual.
+
     Raises:
         ModelError: if a residual needs a port or a live parameter that the baseline lacks.
     """
@@ -56,11 +59,11 @@ class ResidualDynamics(nn.Module):
         if unknown:
             raise ValueError(f"ResidualDynamics: {type(baseline).__name__} has no parameters {unknown}")
         memory: list[str] = []
-        self._memory: list[slice] = []
+        self.memory: list[slice] = []
         for i, residual in enumerate(residuals):
             start = len(memory)
             memory += [f"residual{i}.{n}" for n in residual.memory_names]
-            self._memory.append(slice(baseline.space.nx + start, baseline.space.nx + len(memory)))
+            self.memory.append(slice(baseline.space.nx + start, baseline.space.nx + len(memory)))
         self.space = baseline.space.with_memory(tuple(memory)) if memory else baseline.space
 
     @property
@@ -133,13 +136,13 @@ class ResidualDynamics(nn.Module):
             return self.baseline.contacts(known, executed, p, most=most, reach=reach, force=force)
 
         most, reach = (max((getattr(r, n) for r in residuals), default=0) for n in ("most_contacts", "contact_reach"))
-        drives = {i: context(self._memory[i], action, {}) for i, r in enumerate(residuals) if r.port is Port.ACTION}
+        drives = {i: context(self.memory[i], action, {}) for i, r in enumerate(residuals) if r.port is Port.ACTION}
         executed = action
         for i, seen in drives.items():
             executed = executed + residuals[i](seen)
         signals = self.baseline.signals(known, executed, p) if len(drives) < len(residuals) else {}
         contacts = contacts_under(None) if most else None
-        return [drives[i] if i in drives else context(m, executed, signals, contacts) for i, m in enumerate(self._memory)], executed
+        return [drives[i] if i in drives else context(m, executed, signals, contacts) for i, m in enumerate(self.memory)], executed
 
     def correction(self, state: Tensor, action: Tensor, parameters: Values | None = None) -> Correction:
         """Return what the residuals together add to a baseline step; arguments as in ``step``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from residual_mbrl.baselines import Baseline, StepJacobian, Values
+from residual_mbrl.baselines import Baseline, Port, StepJacobian, Values
 from residual_mbrl.dynamics import Correction, ResidualDynamics
 from residual_mbrl.residuals.base import Certificate, Context, Residual
 
@@ -68,6 +68,8 @@ class _Held(Residual):
 def make_differentiable(dynamics: ResidualDynamics, state: Tensor, action: Tensor, parameters: Values | None = None) -> ResidualDynamics:
     """Return a model with the same first derivatives at some points that torch can take in forward mode.
 
+    By the values of the baseline's parameters only where a residual adds to them: the others are as they are.
+
     Args:
         dynamics: The model.
         state: Points, shape [*batch, nx].
@@ -76,9 +78,10 @@ def make_differentiable(dynamics: ResidualDynamics, state: Tensor, action: Tenso
     """
     baseline = dynamics.baseline
     known = state[..., : baseline.space.nx]
+    moved = {r.live for r in dynamics.corrections if r.port is Port.PARAMETERS and r.live is not None}
     with torch.no_grad():
         at = dynamics.correction(state, action, parameters)
-        jacobian = baseline.jacobian(known, at.action, at.force, at.values)
+        jacobian = baseline.jacobian(known, at.action, at.force, at.values, by=moved)
     if jacobian is None:
         return dynamics
     residuals = [_Held(r, c) if r.most_contacts else r for r, c in zip(dynamics.corrections, at.contexts, strict=True)]

@@ -157,6 +157,11 @@ def linearise(dynamics: ResidualDynamics, states: Float[Tensor, "*#batch horizon
         if not isinstance(fused, Refusal):
             return Linearisation(*fused)
         _not_fused(fused, backend)
+    if not dynamics.residuals and not torch.is_grad_enabled():
+        p = {n: v.unsqueeze(-1) if v.ndim else v for n, v in dynamics.resolve(parameters, states).items()}
+        known = dynamics.baseline.jacobian(states[..., :-1, :], actions, None, p, by=())
+        if known is not None:
+            return Linearisation(known.state, known.action)
     # all directions in one call: a batch dimension before the horizon's, as ensembles have theirs first
     x, u = states[..., :-1, :].detach().unsqueeze(-3), actions.unsqueeze(-3)
     p = {n: v.unsqueeze(-1).unsqueeze(-1) if v.ndim else v for n, v in dynamics.resolve(parameters, x).items()}

@@ -109,3 +109,27 @@ def test_the_first_order_model_is_exact_at_its_points() -> None:
     model = make_differentiable(dynamics, x, u)
     assert torch.allclose(model.step(x, u), dynamics.step(x, u), rtol=0, atol=1e-12)
     assert model.baseline.signals(x, u) == simulator.signals(x, u)
+
+
+@pytest.mark.parametrize("name", list(XML))
+def test_a_simulator_alone_is_linearised_by_its_own_jacobian(name: str) -> None:
+    """Where no graph is asked for; the same as in torch's forward mode, also with values of a batch's own."""
+    simulator = MujocoSimulator(XML[name], ["damping:*"])
+    dynamics, u = ResidualDynamics(simulator), commands(simulator, 2, 3)
+    states = rollout(dynamics, start(simulator, 2), u)
+    values = {n: torch.tensor([0.1, 0.4], dtype=torch.float64) for n in simulator.parameters.names[:1]}
+    with torch.no_grad():
+        alone = linearise(dynamics, states, u, values)
+    for found, expected in zip(alone, linearise(dynamics, states, u, values), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_jacobian_by_the_parameters_that_are_asked_for() -> None:
+    """By all of them unless named."""
+    simulator = MujocoSimulator(MODELS["arm"], ["damping:*"])
+    x, u = start(simulator, 1)[0], commands(simulator, 1, 1)[0, 0]
+    values = {n: torch.tensor(0.3, dtype=torch.float64) for n in simulator.parameters.names}
+    chosen = simulator.parameters.names[0]
+    every, one = (simulator.jacobian(x, u, None, values, by=by).parameters for by in (None, [chosen]))
+    assert set(every) == set(values) and set(one) == {chosen}
+    assert torch.equal(one[chosen], every[chosen])

@@ -74,6 +74,7 @@ class Controller:
         follow: Age [s] of the observation behind a plan up to which the plan is followed when no newer one comes.
         trust: How soon a model loses trust.
         watch: What an observation is refused for.
+        settling: Time constant [s] with which forces that a model lacks are estimated where it has a ``HeldForce``.
         worker: Where plans are computed; a thread of its own where missing.
         clock: Seconds; measures what the calls take.
 
@@ -90,12 +91,14 @@ class Controller:
                  period: float, deadline: float | None = None, limits: Limits | None = None,
                  cost: Callable[[float], Cost] | None = None, latency: float = 0.0, first: Array | None = None,
                  observed: int | None = None, unseen: Array | None = None, follow: float = 0.2, trust: TrustOptions | None = None,
-                 watch: WatchOptions | None = None, worker: Worker | None = None, clock: Clock = clock.perf_counter) -> None:
+                 watch: WatchOptions | None = None, settling: float = 0.2, worker: Worker | None = None,
+                 clock: Clock = clock.perf_counter) -> None:
         self.levels, self.laws, names = check_chain([planner, *fallback], period)
         space = self.levels[0].dynamics.baseline.space
         self.period, self.deadline = period, period if deadline is None else deadline
-        if not 0 < self.deadline <= period or latency < 0:
-            raise ValueError(f"Controller: expected 0 < deadline <= period and latency >= 0, received {self.deadline}, {period}, {latency}")
+        if not 0 < self.deadline <= period or latency < 0 or not settling > 0:
+            raise ValueError(f"Controller: expected 0 < deadline <= period, latency >= 0 and settling > 0, received "
+                             f"{self.deadline}, {period}, {latency}, {settling}")
         size = space.nq + space.nv if observed is None else observed
         if size not in (space.nq + space.nv, space.nx):
             raise ValueError(f"Controller: observed must be {space.nq + space.nv} (positions, velocities) or {space.nx}, received {size}")
@@ -110,7 +113,7 @@ class Controller:
         self.log, self.last = SwitchLog(), Tick(-np.inf, names[-1], False, 0.0, np.nan, np.nan)
         self._trust, self._watching, self._latency, self._cost = trust or TrustOptions(), watch or WatchOptions(), latency, cost
         self.chain = Chain(names, self._trust.dwell, self.log)
-        self._perception = Perception(self.levels, size, rest, period, self._trust, self._watching, estimator)
+        self._perception = Perception(self.levels, size, rest, period, self._trust, self._watching, estimator, settling)
         self._line = CommandLine(safe, latency)
         self._worker, self._clock = worker or Background(clock), clock
         self._planning = Planning(self._worker, self._warm_up(safe), follow, period)
@@ -144,6 +147,7 @@ class Controller:
             for level, belief in zip(self.levels, self._perception.beliefs, strict=True):
                 belief.start(state.numpy()[: self._perception.size], command)
                 for seconds_ahead in (1.0, 1.5, 2.0):
+                    belief.look_ahead(self._line, 0.0, seconds_ahead * self.period)
                     belief.predict(self._line, 0.0, seconds_ahead * self.period)
                 seconds = max(seconds, warm_up(self._worker, self._clock() + PATIENCE, level, belief.state, cost, command,
                                                self.deadline))

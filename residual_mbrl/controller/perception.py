@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_mbrl.controller.belief import Belief
+from residual_mbrl.controller.belief import Belief, Prediction
 from residual_mbrl.controller.chain import Doubt
 from residual_mbrl.controller.delay import CommandLine
 from residual_mbrl.controller.interval import Interval
@@ -54,11 +54,12 @@ class Perception:
         trust: How soon a model loses trust.
         watch: What an observation is refused for.
         estimator: Makes states of observations; None where these are the first entries of the state.
+        settling: Time constant with which forces that a model lacks are estimated [s].
     """
 
     def __init__(self, levels: Sequence[Level], size: int, unseen: Array, period: float, trust: TrustOptions, watch: WatchOptions,
-                 estimator: Estimator | None) -> None:
-        self.beliefs = [Belief(level.dynamics, size, unseen) for level in levels]
+                 estimator: Estimator | None, settling: float) -> None:
+        self.beliefs = [Belief(level.dynamics, size, unseen, settling) for level in levels]
         self.trust = Trust([(level.interval or Interval()).copy() for level in levels], trust)
         self.size, self.at, self.lost = size, -np.inf, 0.0
         self._period, self._options, self._estimator = period, watch, estimator
@@ -66,13 +67,18 @@ class Perception:
 
     def look(self, observation: object, time: float, stamp: float, line: CommandLine) -> Look:
         """Judge what came in at ``time``, measured at ``stamp``, and bring every belief to ``stamp``."""
-        predicted = [b.predict(line, self.at, stamp) for b in self.beliefs]
+        expected, seconds = [b.look_ahead(line, self.at, stamp) for b in self.beliefs], stamp - self.at
+        predicted = [None if p is None else p.state for p in expected]
         seen, doubt = self._watch.judge(observation, time - stamp, lambda y: self._distance(y, predicted),
                                         lambda before: self._follows(before, observation, stamp, line))
         doubts: list[Doubt | None] = [None if p is not None else Doubt(NOT_FINITE) for p in predicted]
-        if seen is not None and self.lost == 0.0 and stamp > self.at:  # after a prediction from a state that was itself seen
-            doubts = self.trust.judge(self._errors(seen, predicted))
-        self._correct(predicted, seen, stamp, line)
+        fresh = seen is not None and self.lost == 0.0 and stamp > self.at  # after a prediction from a state that was itself seen
+        if seen is not None and fresh:
+            errors = self._errors(seen, predicted)
+            own = [e if e is None or p is None else b.observer.without(e, *p)
+                   for b, e, p in zip(self.beliefs, errors, expected, strict=True)]
+            doubts = self.trust.judge(errors, own)
+        self._correct(expected, seen, stamp, line, seconds if fresh else 0.0, doubts)
         self.at, self.lost = stamp, 0.0 if seen is not None else self.lost + self._period
         return Look(doubt, doubts)
 
@@ -113,12 +119,13 @@ class Perception:
             belief.state = known
         return self._distance(seen, predicted)
 
-    def _correct(self, predicted: Sequence[Tensor | None], seen: Array | None, stamp: float, line: CommandLine) -> None:
-        known, first = seen, next((p for p in predicted if p is not None), None)
+    def _correct(self, expected: Sequence[Prediction | None], seen: Array | None, stamp: float, line: CommandLine,
+                 seconds: float, doubts: Sequence[Doubt | None]) -> None:
+        known, first = seen, next((p.state for p in expected if p is not None), None)
         if seen is not None and first is not None and self._estimator is not None:
             known = np.asarray(self._estimator.update(seen, first.numpy(), stamp), np.float64)
-        for belief, prediction in zip(self.beliefs, predicted, strict=True):
+        for belief, prediction, doubt in zip(self.beliefs, expected, doubts, strict=True):
             if prediction is not None:
-                belief.correct(prediction, known)
+                belief.correct(prediction, known, seconds, doubted=doubt is not None)
             elif seen is not None:
                 belief.start(seen, line.last)

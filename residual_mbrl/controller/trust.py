@@ -35,8 +35,8 @@ class TrustOptions:
     beyond: float = 15.0
     allowed: float = 3.0
     largest: float = 8.0
-    worse: float = 8.0
-    edge: float = 0.5
+    worse: float = 4.0
+    edge: float = 0.3
     spread: float = 4.0
     dwell: float = 0.5
 
@@ -71,12 +71,15 @@ class Trust:
         return [np.inf if e is None or not np.isfinite(e).all() else float(i.ratio(e).max(initial=0.0))
                 for e, i in zip(errors, self.intervals, strict=True)]
 
-    def judge(self, errors: list[Array | None]) -> list[Doubt | None]:
+    def judge(self, errors: list[Array | None], own: list[Array | None] | None = None) -> list[Doubt | None]:
         """Take the errors of a tick into account and return what speaks against each model.
 
         Args:
             errors: Measured state ⊖ predicted state of each model, shape [ndx]; None where it predicted nothing finite.
+            own: The same without what was estimated in the loop to make up for a model, by which models are held against each other: an
+                estimate hides for a while what is wrong with one.
         """
+        own = errors if own is None else own
         options, ratios, doubts = self.options, self.ratios(errors), list[Doubt | None]()
         for i, (error, ratio) in enumerate(zip(errors, ratios, strict=True)):
             if error is None or not np.isfinite(ratio):
@@ -87,12 +90,15 @@ class Trust:
                 doubt = Doubt(BEYOND, {"error in half widths": ratio, "evidence": self._beyond[i].value})
             elif ratio < options.largest:
                 self.intervals[i].learn(error)
-            other = errors[i + 1] if i + 1 < len(errors) else None
-            if other is not None and np.isfinite(other).all() and self._worse[i].add(self._advantage(i, error, other)):
-                doubt = Doubt(WORSE, {"error in half widths": ratio, "of the next model": float(self.intervals[i].ratio(other).max()),
-                                      "evidence": self._worse[i].value})
-            doubts.append(doubt)
+            doubts.append(self._compare(i, own[i], own[i + 1] if i + 1 < len(own) else None) or doubt)
         return doubts
+
+    def _compare(self, i: int, error: Array | None, other: Array | None) -> Doubt | None:
+        """Hold a model against the next one."""
+        if error is None or other is None or not np.isfinite(other).all() or not self._worse[i].add(self._advantage(i, error, other)):
+            return None
+        size, next_ = (float(self.intervals[i].ratio(e).max()) for e in (error, other))
+        return Doubt(WORSE, {"error in half widths": size, "of the next model": next_, "evidence": self._worse[i].value})
 
     def _advantage(self, i: int, error: Array, other: Array) -> float:
         """Return how much better the next model did, both in the half widths of this one."""

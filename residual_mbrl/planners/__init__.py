@@ -10,8 +10,9 @@ from residual_mbrl.planners.mppi import MPPI, MPPIOptions
 from residual_mbrl.planners.objectives import CVaR, Mean, Objective, Worst
 from residual_mbrl.planners.plan import Plan, shift
 from residual_mbrl.planners.shooting import Shooting, ShootingOptions
+from residual_mbrl.planners.starts import best_from_starts
 from residual_mbrl.status import PlanStatus
 
 __all__ = ["ICEM", "ILQR", "MPPI", "CVaR", "ICEMOptions", "ILQROptions", "Inequalities", "Limits", "MPPIOptions", "Mean", "Objective",
            "Plan", "PlanStatus", "Planner", "Shooting",
-           "ShootingOptions", "Worst", "differentiable_actions", "shift"]
+           "ShootingOptions", "Worst", "best_from_starts", "differentiable_actions", "shift"]

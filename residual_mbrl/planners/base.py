@@ -144,7 +144,7 @@ class Planner(ABC):
         given = middle if initial_action is None else torch.as_tensor(initial_action, dtype=torch.float64)
         if given.ndim > 1 or given.shape not in ((), (1,), (dynamics.space.nu,)) or not bool(torch.isfinite(given).all()):
             raise ValueError(f"{self.name}: initial_action must be finite, one number or [{dynamics.space.nu}], received {given.tolist()}")
-        self._initial = torch.clamp(given.expand(dynamics.space.nu), lower, upper)
+        self.initial = torch.clamp(given.expand(dynamics.space.nu), lower, upper)
         self._lower, self._upper, self._rate = lower, upper, self.limits.rate(dynamics.space.nu, dynamics.dt)
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor | None, Tensor]] = {}
 
@@ -273,7 +273,7 @@ class Planner(ABC):
         key = state.dtype, state.device
         if key not in self._cast:
             rate = None if self._rate is None else self._rate.to(state)
-            self._cast[key] = self._lower.to(state), self._upper.to(state), rate, self._initial.to(state)
+            self._cast[key] = self._lower.to(state), self._upper.to(state), rate, self.initial.to(state)
         lower, upper, rate, initial = self._cast[key]
         nu = self.dynamics.space.nu
         if previous is not None:

@@ -113,7 +113,7 @@ def _full(planner: Planner, state: Tensor) -> Tensor:
     """Return states with the residuals' memory, shape [n, nx]."""
     x = state.reshape(-1, state.shape[-1])
     if x.shape[-1] < planner.dynamics.space.nx:
-        x = planner.dynamics.initial_state(x, planner._initial.to(x).expand(len(x), -1))
+        x = planner.dynamics.initial_state(x, planner.initial.to(x).expand(len(x), -1))
     return x
 
 

@@ -8,9 +8,10 @@ from residual_mbrl.residuals.contact_parameters import ContactParameters
 from residual_mbrl.residuals.dissipative import Dissipative
 from residual_mbrl.residuals.dry_friction import DryFriction
 from residual_mbrl.residuals.features import Feature
+from residual_mbrl.residuals.held_force import HeldForce
 from residual_mbrl.residuals.joint_springs import JointSprings
 from residual_mbrl.residuals.memory import MemoryForce, MemoryRate
 from residual_mbrl.residuals.unstructured import StateDelta, Unstructured
 
 __all__ = ["Certificate", "CommandActuator", "Conservative", "ContactForce", "ContactParameters", "Context", "Dissipative", "DryFriction",
-           "EffortActuator", "Feature", "JointSprings", "MemoryForce", "MemoryRate", "Residual", "StateDelta", "Unstructured"]
+           "EffortActuator", "Feature", "HeldForce", "JointSprings", "MemoryForce", "MemoryRate", "Residual", "StateDelta", "Unstructured"]

@@ -14,6 +14,7 @@ from residual_mbrl.residuals.warp_form import (
     WarpFunction,
     constants_of,
     feature_form,
+    no_command,
     perceptron_sizes,
     perceptron_weights,
     port_type,
@@ -68,7 +69,7 @@ def warp_memory_form(layout: MemoryLayout, features: FeatureMap, network: Percep
         return entries, emit
 
     def drive(c0: int, p0: int, m0: int) -> tuple[WarpFunction, WarpFunction]:
-        return _unchanged(layout.nu), _remember(layout, p0, m0)
+        return no_command(layout.nu), _remember(layout, p0, m0)
 
     return WarpForm(("memory", layout, inputs.key), constants_of([*inputs.constants, *constants]), perceptron_sizes(network),
                     weights=perceptron_weights(network), drive=drive, scalars=scalars, placed=placed)
@@ -128,19 +129,6 @@ def _correction(layout: MemoryLayout, y0: int, m0: int, c0: int) -> WarpFunction
         return out
 
     return corrected  # type: ignore[no-any-return]
-
-
-def _unchanged(nu: int) -> WarpFunction:
-    """Return ``(x, u, p, c)``: nothing is added to the command."""
-    import warp as wp  # noqa: PLC0415
-
-    action = wp.types.vector(length=nu, dtype=wp.float32)
-
-    @warp_function
-    def nothing(x: Any, u: Any, p: Any, c: Any) -> Any:
-        return action()
-
-    return nothing  # type: ignore[no-any-return]
 
 
 def _remember(layout: MemoryLayout, p0: int, m0: int) -> WarpFunction:

@@ -76,6 +76,19 @@ def port_type(nv: int) -> Any:
     return wp.types.vector(length=4 * nv + nv * nv, dtype=wp.float32)
 
 
+def no_command(nu: int) -> WarpFunction:
+    """Return ``(x, u, p, c) -> change of the command`` of a residual with memory that leaves the command as it is."""
+    import warp as wp  # noqa: PLC0415
+
+    action = wp.types.vector(length=nu, dtype=wp.float32)
+
+    @warp_function
+    def nothing(x: Any, u: Any, p: Any, c: Any) -> Any:
+        return action()
+
+    return nothing  # type: ignore[no-any-return]
+
+
 class Place(NamedTuple):
     """Where a network input comes from."""
 
