@@ -118,8 +118,10 @@ def ours(cell: Cell) -> Points:
 def pets(cell: Cell) -> Points:
     """Fit networks that know nothing, and plan."""
     fit = FitOptions(method="adam", rounds=1, iterations=300, ridge=1e-4, parameters=False)
-    options = LearnOptions(window=2, stride=1, noise=cell.case.noise.tolist(), seed=cell.seed, members=MEMBERS, identify=None, fit=fit)
-    return _learned(cell, "PETS", cell.case.alone(cell.seed), options)
+    case = cell.case
+    options = LearnOptions(window=case.alone_window, stride=case.alone_window // 2, noise=case.noise.tolist(), seed=cell.seed,
+                           members=MEMBERS, identify=None, fit=fit)
+    return _learned(cell, "PETS", case.alone(cell.seed), options)
 
 
 def _learned(cell: Cell, method: str, model: ResidualDynamics, options: LearnOptions) -> Points:

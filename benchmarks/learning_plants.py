@@ -81,6 +81,7 @@ class Case:
         episodes: Of a round.
         spring: Typical force of learned springs, zero for none [N or N·m].
         window: Steps that our model is to predict.
+        alone_window: Steps that networks that know nothing are to predict.
         practice: First states of policies in training; the task's where missing.
     """
 
@@ -104,6 +105,7 @@ class Case:
     over: Callable[[Tensor], Tensor] | None = None
     spring: float = 0.0
     window: int = 20
+    alone_window: int = 2
 
     def task(self, seed: int) -> Task:
         """Return the task: one minus the reward is the cost of a step."""
@@ -228,7 +230,7 @@ def double_pole() -> Case:
 
     return Case(plant=plant, baseline=lambda: DoublePole(dt=DT), true=true, reward=lambda seed: reward, start=start, steps=250,
                 limit=HIGHEST, angles=("angle1", "angle2"), fastest=600.0, bound=40.0, noise=np.array([2e-4, 4e-4, 4e-4, 2e-3, 4e-3, 4e-3]),
-                horizon=25, collected=50, explored=50, episodes=5, positions=False, window=8, over=lambda x: height(x) <= 1)
+                horizon=25, collected=50, explored=50, episodes=5, positions=False, window=8, alone_window=5, over=lambda x: height(x) <= 1)
 
 
 class Geared(DoublePole):
