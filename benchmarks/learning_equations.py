@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -29,21 +30,21 @@ class Equations(MechanicalBaseline):
     DISSIPATING: tuple[str, ...] = ()
     RUBBING: tuple[str, ...] = ()
 
+    @abstractmethod
     def mass_of(self, ops: Any, q: Any, p: Named) -> list[Any]:
         """Return the mass matrix by rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def force_of(self, ops: Any, q: Any, v: Any, u: Any, p: Named) -> list[Any]:
         """Return all forces but friction."""
-        raise NotImplementedError
 
+    @abstractmethod
     def damping_of(self, p: Named) -> list[Any]:
         """Return the damping matrix by rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def friction_of(self, p: Named) -> list[Any]:
         """Return the limits of dry friction."""
-        raise NotImplementedError
 
     def mass_matrix(self, q: Tensor, p: Values) -> Tensor:
         """Return M(q), shape [*batch, nv, nv]."""
