@@ -8,7 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
-from mujoco_plant import MujocoPlant
+from mujoco_plant import MujocoPlant, drawn_about
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -72,8 +72,8 @@ class Truth:
 
 def drawn(seed: int) -> Truth:
     """Return a plant of its own for a seed: every property about the usual one."""
-    rng, usual = np.random.default_rng(10_000 + seed), Truth()
-    return Truth(**{n: x * float(rng.uniform(0.9, 1.1)) for n, x in vars(usual).items()})
+    found: Truth = drawn_about(Truth(), 10_000 + seed)
+    return found
 
 
 class Plant(MujocoPlant):

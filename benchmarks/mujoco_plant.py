@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+
+
+def drawn_about(usual: Any, seed: int, spread: float = 0.1) -> Any:
+    """Return a dataclass of numbers like the usual one, each drawn within a share of it."""
+    rng = np.random.default_rng(seed)
+    return replace(usual, **{n: x * float(rng.uniform(1 - spread, 1 + spread)) for n, x in vars(usual).items()})
 
 
 class MujocoPlant:

@@ -61,7 +61,7 @@ def main(seed: int = 2, to: Path = Path("docs/figures/pusher.png")) -> None:
     above.set_ylim(-0.17, 0.2)
     panel(above, x="x [m]", y="y [m]", title="start (dotted), target (grey), and where the carton comes to rest")
     panel(beside, x="time [s]", y="carton x [m]")
-    beside.legend(frameon=False, fontsize=8)
+    beside.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     write_bytes(to, png(figure))
 
 

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 import torch
 from cart_pole_plant import Calibrated
-from mujoco_plant import MujocoPlant
+from mujoco_plant import MujocoPlant, drawn_about
 from numpy.typing import NDArray
 
 from residual_mbrl.costs import QuadraticCost
@@ -100,8 +100,8 @@ SHEET = Truth(finger=0.4, rail=2.0, carton=1.0, ahead=0.0, aside=0.0, tilt=0.006
 
 def drawn(seed: int) -> Truth:
     """Return a plant of its own for a seed: every property about the usual one."""
-    rng, usual = np.random.default_rng(40_000 + seed), Truth()
-    return Truth(**{n: x * float(rng.uniform(0.9, 1.1)) for n, x in vars(usual).items()})
+    found: Truth = drawn_about(Truth(), 40_000 + seed)
+    return found
 
 
 class Plant(MujocoPlant):

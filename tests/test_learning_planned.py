@@ -10,6 +10,7 @@ import policy_problem as problem
 import pytest
 import torch
 from rich.console import Console
+from test_learning import Dying, Killed
 
 from residual_mbrl.costs import QuadraticCost
 from residual_mbrl.dynamics import ResidualDynamics
@@ -74,22 +75,6 @@ def test_a_policy_is_trained_in_an_ensemble(tmp_path):
     assert member_count(learned.dynamics) == 2
     assert learned.dynamics.values["inertia"] == pytest.approx(TRUE["inertia"], rel=0.1)
     assert learned.rounds[-1].evaluated < 0.3 * learned.rounds[0].collected
-
-
-class Killed(BaseException):
-    """Ends a run as a signal does: nothing handles it."""
-
-
-class Dying(ModelPlant):
-    """A plant at whose n-th step the run is killed."""
-
-    left = 0
-
-    def step(self, action):
-        type(self).left -= 1
-        if type(self).left == 0:
-            raise Killed
-        return super().step(action)
 
 
 def test_a_planned_run_that_is_killed_goes_on_to_the_same_result(tmp_path):

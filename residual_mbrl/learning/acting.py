@@ -102,11 +102,11 @@ class Planning:
         return act
 
 
-Controller = NetworkPolicy | Planning
+PolicyOrPlanning = NetworkPolicy | Planning
 """What ``learn`` is given to act with."""
 
 
-def actor(controller: Controller, dynamics: ResidualDynamics, task: Task, seed: int) -> Act:
+def actor(controller: PolicyOrPlanning, dynamics: ResidualDynamics, task: Task, seed: int) -> Act:
     """Return who acts in one episode; the seed is of the policy's noise or the planner's samples."""
     if isinstance(controller, Planning):
         return controller.actor(dynamics, task, seed)

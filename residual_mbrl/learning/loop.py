@@ -21,7 +21,7 @@ from residual_mbrl.exploration.excitation import Excite, random_excitation
 from residual_mbrl.files import dump_json, load_json, write_json
 from residual_mbrl.fitting import fit
 from residual_mbrl.identification import identify
-from residual_mbrl.learning.acting import Act, Array, Controller, Guard, Planning, actor
+from residual_mbrl.learning.acting import Act, Array, Guard, Planning, PolicyOrPlanning, actor
 from residual_mbrl.learning.episodes import Episode, collect, usable
 from residual_mbrl.learning.models import load_model, save_model
 from residual_mbrl.learning.plants import LoggedPlant, Plant
@@ -41,7 +41,7 @@ Tell = Callable[[str, float], None]
 """Called with a phrase and the fraction of it that is done."""
 
 
-def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: Controller, budget: Budget, out: Path,
+def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: PolicyOrPlanning, budget: Budget, out: Path,
           options: LearnOptions | None = None, *, excite: Excite | None = None, guard: Guard | None = None,
           progress: Callable[[LearnedRound], None] | None = None, tell: Tell | None = None) -> Learned:
     """Learn to do a task on a plant from little of its time.
@@ -95,7 +95,7 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
 class _Run:
     """Where a run stands: data, model and policy so far."""
 
-    def __init__(self, plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: Controller, budget: Budget, out: Path,
+    def __init__(self, plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: PolicyOrPlanning, budget: Budget, out: Path,
                  options: LearnOptions, excite: Excite, guard: Guard | None, tell: Tell | None) -> None:
         self.plant, self.dynamics, self.task, self.policy, self.budget = plant, dynamics, task, policy, budget
         self.out, self.options, self.excite, self.guard, self.tell = out, options, excite, guard, tell
@@ -239,7 +239,7 @@ def _network(path: Path) -> NetworkPolicy:
     return policy
 
 
-def _claim(out: Path, budget: Budget, options: LearnOptions, dynamics: ResidualDynamics, policy: Controller) -> None:
+def _claim(out: Path, budget: Budget, options: LearnOptions, dynamics: ResidualDynamics, policy: PolicyOrPlanning) -> None:
     """Write what a run is, or check that it is the one whose folder this is; more rounds or seconds may be asked for."""
     described: Any = {"options": {**asdict(options), "training": {**asdict(options.training), "dtype": str(options.training.dtype)}},
                       "episodes": budget.episodes, "steps": budget.steps, "excited": budget.excited, "policy": policy.describe(),

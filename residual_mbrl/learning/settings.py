@@ -9,7 +9,7 @@ from typing import Literal
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
-from residual_mbrl.learning.acting import Controller
+from residual_mbrl.learning.acting import PolicyOrPlanning
 from residual_mbrl.policy_optimization.short_horizon import TrainingOptions
 
 
@@ -98,5 +98,5 @@ class Learned:
     """The last model, the policy that did best in evaluations (the last where there are none, or the planner), and every round."""
 
     dynamics: ResidualDynamics
-    policy: Controller
+    policy: PolicyOrPlanning
     rounds: tuple[LearnedRound, ...]
