@@ -95,8 +95,8 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
 class _Run:
     """Where a run stands: data, model and policy so far."""
 
-    def __init__(self, plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: PolicyOrPlanning, budget: Budget, out: Path,
-                 options: LearnOptions, excite: Excite, guard: Guard | None, tell: Tell | None) -> None:
+    def __init__(self, plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, policy: PolicyOrPlanning, budget: Budget,
+                 out: Path, options: LearnOptions, excite: Excite, guard: Guard | None, tell: Tell | None) -> None:
         self.plant, self.dynamics, self.task, self.policy, self.budget = plant, dynamics, task, policy, budget
         self.out, self.options, self.excite, self.guard, self.tell = out, options, excite, guard, tell
         self.start = dynamics  # what each ensemble is fitted from, anew
