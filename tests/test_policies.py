@@ -18,6 +18,7 @@ from residual_mbrl.policies import (
     PlannedPolicy,
     Value,
     angles_turned,
+    export_policy,
     load_policy,
     save_policy,
 )
@@ -134,3 +135,27 @@ def test_missing_goals_are_named():
         made(MLPPolicy, goal_size=3)(torch.zeros(4, dtype=torch.float64))
     with pytest.raises(ValueError, match="no positions"):
         angles_turned(SPACE, ["elbow"])
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("kind", [MLPPolicy, GaussianPolicy, LinearPolicy])
+def test_exported_file_is_the_policy(kind, suffix, tmp_path):
+    """With every transform, goals and noise, of more states than it was written with."""
+    policy, path = made(kind, features=EVERY, goal_size=3), tmp_path / f"policy{suffix}"
+    inputs = {"state": random_states(BASELINE, 7), "goal": torch.randn(7, 3, dtype=torch.float64)}
+    if policy.noise_size:
+        inputs["noise"] = torch.randn(7, policy.noise_size, dtype=torch.float64)
+    if suffix == ".onnx":
+        runtime = pytest.importorskip("onnxruntime", reason="ONNX is checked by onnxruntime")
+        export_policy(path, policy)
+        found = torch.tensor(runtime.InferenceSession(path).run(["action"], {n: x.numpy() for n, x in inputs.items()})[0])
+    else:
+        export_policy(path, policy)
+        found = torch.export.load(path).module()(**inputs)
+    torch.testing.assert_close(found, policy(**inputs), rtol=1e-8, atol=1e-8)  # ONNX keeps some constants in float32
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_exported_file_needs_a_known_suffix(tmp_path):
+    with pytest.raises(ValueError, match=r"policy\.pb: expected a name that ends in one of"):
+        export_policy(tmp_path / "policy.pb", made(MLPPolicy))

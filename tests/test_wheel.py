@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"residual_mbrl": ROOT / "residual_mbrl", "residual_mbrl/physics": ROOT / "physics", "residual_mbrl/kernels": ROOT / "kernels"}
-EXTRAS = {"gymnasium", "stable_baselines3", "h5py", "mcap", "pyarrow", "mujoco_warp", "ray", "onnx"}
+EXTRAS = {"gymnasium", "stable_baselines3", "h5py", "mcap", "pyarrow", "mujoco_warp", "ray", "onnx", "onnxscript"}
 
 IMPORT_ALL = f"""
 import importlib, pkgutil, sys, residual_mbrl
