@@ -224,6 +224,7 @@ class Bench:
         plant.state = reference(np.array([begin]))[0] + np.array([0.05, 0.05, 0.1, 0.1]) * rng.standard_normal(4)
         known, hit = len(controller.log), rng.uniform(-1, 1, 2)
         cost, before = 0.0, np.zeros(1)
+        paused: dict[float, float] = {}
         for tick in range(EPISODE):
             time = begin + tick * PERIOD
             if tick == fault.start:
@@ -234,12 +235,14 @@ class Bench:
                 self.injector.clear()
             seen = self.injector.observe(fault.kind, plant.read(), tick - fault.start)
             self.clock.set(time)
-            begun = clock.monotonic()
+            begun, logged = clock.monotonic(), len(controller.log)
             command = controller.act(seen, time)
             late = self.clock() - time
             if late > DEADLINE:
                 count.missed += 1
                 count.stood_still += late - self.still(begun, clock.monotonic()) <= DEADLINE
+            if len(controller.log) > logged and fault.kind not in SOLVES:
+                paused[time] = self.witness.still(*self.worker.done)
             count.longest = max(count.longest, late)
             count.outside += bool(np.any(np.abs(command) > 15.0) or (tick > 0 and np.any(np.abs(command - before) > 6.0 + 1e-9)))
             plant.run(PERIOD, command, before, min(late, PERIOD))
@@ -251,9 +254,8 @@ class Bench:
         self.injector.clear()
         count.fell, count.episodes, count.costs = int(abs(plant.state[1] - np.pi) > 1.0), 1, [cost]
         entries = list(controller.log)[known:]
-        judge(count, fault, entries, begin)
+        judge(count, fault, entries, begin, paused)
         return count, entries
-
 
     def still(self, begin: float, end: float) -> float:
         """Return the seconds of a tick, its planning left out, in which the core stood still."""
@@ -262,15 +264,16 @@ class Bench:
         return sum(self.witness.still(a, b) for a, b in zip(times[::2], times[1::2], strict=True))
 
 
-def judge(count: Count, fault: Fault, entries: list[Switch], begin: float) -> None:
-    """Compare the log of an episode with what was injected."""
+def judge(count: Count, fault: Fault, entries: list[Switch], begin: float, paused: Mapping[float, float]) -> None:
+    """Compare the log of an episode with what was injected; beside a late plan stands how long the core stood still in it."""
     started = begin + fault.start * PERIOD
     right = [e for e in entries if e.reason in EXPECTED[fault.kind] and e.time >= started - 1e-9]
     count.explained += bool(right)
     if right:
         count.delays.append(right[0].time - started)
     away = [e for e in entries if e.reason not in SOUND]
-    count.wrong += [e.reason for e in away if e not in right]
+    count.wrong += [f"{e.reason}; core stood still for {1e3 * paused.get(e.time, 0.0):.1f} ms" if e.reason == LATE else e.reason
+                    for e in away if e not in right]
 
 
 def schedule(episodes: int, seed: int) -> list[Fault]:

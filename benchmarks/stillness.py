@@ -2,7 +2,7 @@
 
 A virtual computer's cores are stopped by its host now and then, for milliseconds that its kernel knows nothing of: they count as
 processor time of whatever runs. Nobody on that core can keep a deadline meanwhile, so a benchmark has to know. The witness sleeps half a
-millisecond, looks at the clock, and notes where it was kept from looking for more than one. As it runs before everything else on the core
+millisecond, looks at the clock, and notes where it was kept from looking for much longer. As it runs before everything else on the core
 (SCHED_FIFO), no program there can keep it from that, only what stops the core. Where the system does not allow such a priority there is
 no witness.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-NAP, NOTED, PRIORITY = 0.0005, 0.001, 50
+NAP, NOTED, PRIORITY = 0.0005, 0.0004, 50
 """Seconds between two looks, seconds of a pause that is noted, and the witness's real-time priority."""
 
 
