@@ -206,12 +206,12 @@ def descend(problem: SimulationError, z: Tensor, start: Tensor, options: FitOpti
     n, w, _ = problem.sizes
     rows, learned = problem.rows(), slice(n, n + w)
     lower, upper = (torch.tensor(b) for b in problem.bounds())
-    x = z.clone().requires_grad_()
+    x, costs = z.clone().requires_grad_(), problem.costs(options.loss, options.f_scale, drawn)
     optimiser = torch.optim.Adam([x], lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.iterations)
     for _ in range(options.iterations):
         optimiser.zero_grad()
-        cost = problem.cost(x if change is None else change(x), options.loss, options.f_scale, drawn) / rows
+        cost = costs(x if change is None else change(x)) / rows
         pull = 0.5 * options.ridge**2 * (x[:, learned] - start[:, learned]).square().sum()
         (x.grad,) = torch.autograd.grad(cost.sum() * (len(x) / len(cost)) + pull, [x])
         with torch.no_grad():
