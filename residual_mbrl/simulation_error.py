@@ -137,9 +137,10 @@ class SimulationError:
         return {p.name: float(np.clip(p.nominal + p.scale * z[i], p.lower, p.upper)) for i, p in enumerate(self.free)}
 
     def model(self, z: Array) -> tuple[ResidualDynamics, dict[str, float]]:
-        """Write z into a copy of the model; return it and the values of the sensor's parameters."""
+        """Write z into a model of the same baseline; return it and the values of the sensor's parameters."""
         values = self.values(z)
-        fitted = copy.deepcopy(self.dynamics).with_values({n: x for n, x in values.items() if n in self.dynamics.values})
+        fitted = self.dynamics.with_residuals(copy.deepcopy(list(self.dynamics.corrections)))
+        fitted = fitted.with_values({n: x for n, x in values.items() if n in self.dynamics.values})
         with torch.no_grad():
             for name, w in self._split_weights(torch.tensor(z[None])).items():
                 fitted.get_parameter(name.removeprefix("dynamics.")).copy_(w[0])
@@ -337,11 +338,9 @@ class SimulationError:
         return np.asarray(change / np.maximum(width.max(-1, keepdims=True), 1e-12))
 
     def _split_weights(self, z: Tensor) -> dict[str, Tensor]:
-        stacked, i = {}, len(self.free)
-        for name, shape in self._shapes.items():
-            stacked[name] = z[:, i : i + shape.numel()].unflatten(-1, tuple(shape)) if shape else z[:, i]
-            i += shape.numel()
-        return stacked
+        first, w, _ = self.sizes
+        parts = z[:, first : first + w].split([s.numel() for s in self._shapes.values()], -1)
+        return {n: part.unflatten(-1, tuple(s)) if s else part[:, 0] for (n, s), part in zip(self._shapes.items(), parts, strict=True)}
 
 
 def _array(x: Tensor) -> Array:
