@@ -115,7 +115,7 @@ def _apart(model: Model, train: Windows, members: int, options: FitOptions) -> l
     out = []
     for m, counts in enumerate(bootstrap_counts(train, members)):
         dynamics = model.dynamics.with_residuals([reseeded(r, m) for r in model.dynamics.corrections])
-        normalise(model, dynamics, train)
+        normalise(model, [dynamics], train)
         drawn = train.take(torch.repeat_interleave(torch.arange(len(train)), counts.long()))
         problem = SimulationError(dynamics=dynamics, sensor=model.sensor, windows=drawn, free=(), weights=True, every=options.every)
         start = torch.tensor(problem.initial()[None])

@@ -147,8 +147,12 @@ static __attribute__((noinline)) void accumulate(int n, int m, const N* X, const
         }}
     for (int j = 0; j < m; j += 16) {{
         N s[16] = {{}};
-        for (int k = 0; k < 16 && j + k < m; ++k)
-            for (int r = 0; r < rows; ++r) s[k] += D[r * stride + j + k];
+        for (int k = 0; k < 16 && j + k < m; k += 8) {{
+            const N* d = D + j + k;
+            N {", ".join(f"b{k} = (N)(0)" for k in range(8))};
+            for (int r = 0; r < rows; ++r, d += stride) {{ {"".join(f"b{k} += d[{k}];" for k in range(8))} }}
+            {"".join(f"s[k + {k}] = b{k};" for k in range(8))}
+        }}
         fold(s, Gb + j);
     }}
 }}

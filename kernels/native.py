@@ -92,6 +92,12 @@ static inline {name} exp_({name} x) {{
     y = y * *({name}*)&bits * *({name}*)&rest;
     return over ? ({name})(__builtin_inff()) : (under ? ({name})(0.0f) : y);
 }}
+// not inlined: compilers would call libm for every lane, needed or not
+static __attribute__((noinline)) {name} turn_far_({name} x, {name} y, int quarter) {{
+    for (int k = 0; k < {lanes}; ++k)
+        if (__builtin_fabsf(x[k]) > 8192.0f) y[k] = quarter ? ::cosf(x[k]) : ::sinf(x[k]);
+    return y;
+}}
 static inline {name} turn_({name} x, int quarter) {{
     {name} n = __builtin_elementwise_floor(x * 0.636619772f + 0.5f);
     {name} r = x - n * 1.5703125f;
@@ -103,10 +109,7 @@ static inline {name} turn_({name} x, int quarter) {{
     {name} c = ((r2 * 2.443315711809948e-5f + -1.388731625493765e-3f) * r2 + 4.166664568298827e-2f) * r2 * r2 - 0.5f * r2 + 1.0f;
     {name} y = (i & 1) != 0 ? c : s;
     y = (i & 2) != 0 ? -y : y;
-    if (__builtin_expect(__builtin_reduce_max(abs_(x)) > 8192.0f, 0))
-        for (int k = 0; k < {lanes}; ++k)
-            if (__builtin_fabsf(x[k]) > 8192.0f) y[k] = quarter ? ::cosf(x[k]) : ::sinf(x[k]);
-    return y;
+    return __builtin_expect(__builtin_reduce_max(abs_(x)) > 8192.0f, 0) ? turn_far_(x, y, quarter) : y;
 }}
 static inline {name} sin_({name} x) {{ return turn_(x, 0); }}
 static inline {name} cos_({name} x) {{ return turn_(x, 1); }}
@@ -131,13 +134,26 @@ static inline {name} exp_({name} x) {{
     return over ? ({name})(__builtin_inf()) : (under ? ({name})(0.0) : y);
 }}
 static inline {name} tanh_({name} x) {{
-    {name} z = x * x;
-    {name} p = (z * -9.64399179425052238628e-1 + -9.92877231001918586564e1) * z + -1.61468768441708447952e3;
-    {name} q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3;
-    {name} small = x + x * z * p / q;
-    {name} far = abs_(x), large = 1.0 - 2.0 / (exp_(far + far) + 1.0);
-    {name} y = far < ({name})(0.625) ? small : (x < ({name})(0.0) ? -large : large);
-    return x == x ? y : x;
+    // e = exp(2 |x|) - 1 without a difference of near numbers, then e / (e + 2): one division; 1 to rounding from 20 on, NaN stays NaN
+    {name} far = abs_(x);
+    far = far > ({name})(20.0) ? ({name})(20.0) : far;
+    // n = 2 far / log(2) to the nearest integer, which the shift leaves in the lowest bits
+    {name} shifted = far * 2.8853900817779268147 + 6755399441055744.0, n = shifted - 6755399441055744.0;
+    {name} r = (far + far) - n * 6.93147180369123816490e-1 - n * 1.90821492927058770002e-10, r2 = r * r, r4 = r2 * r2;
+    {name} low = (r * 1.6666666666666666e-1 + 0.5) + r2 * (r * 8.3333333333333333e-3 + 4.1666666666666664e-2);
+    {name} high = (r * 1.9841269841269841e-4 + 1.3888888888888889e-3) + r2 * (r * 2.7557319223985893e-6 + 2.4801587301587302e-5);
+    {name} last = (r * 2.5052108385441720e-8 + 2.7557319223985888e-7) + r2 * (r * 1.6059043836821613e-10 + 2.0876756987868100e-9);
+    {name} p = r + r2 * (low + r4 * (high + r4 * last));
+    {name}M bits = (*({name}M*)&shifted << 52) + ((long long)1023 << 52);
+    {name} power = *({name}*)&bits;
+    {name} e = power * p + (power - 1.0), y = e / (e + 2.0);
+    return x < ({name})(0.0) ? -y : y;
+}}
+// not inlined, see above
+static __attribute__((noinline)) {name} turn_far_({name} x, {name} y, int quarter) {{
+    for (int k = 0; k < {lanes}; ++k)
+        if (__builtin_fabs(x[k]) > 1e5) y[k] = quarter ? ::cos(x[k]) : ::sin(x[k]);
+    return y;
 }}
 static inline {name} turn_({name} x, int quarter) {{
     {name} n = __builtin_elementwise_floor(x * 6.36619772367581343076e-1 + 0.5);
@@ -154,10 +170,7 @@ static inline {name} turn_({name} x, int quarter) {{
     c = 1.0 - 0.5 * z + z * z * c;
     {name} y = (i & 1) != 0 ? c : s;
     y = (i & 2) != 0 ? -y : y;
-    if (__builtin_expect(__builtin_reduce_max(abs_(x)) > 1e5, 0))
-        for (int k = 0; k < {lanes}; ++k)
-            if (__builtin_fabs(x[k]) > 1e5) y[k] = quarter ? ::cos(x[k]) : ::sin(x[k]);
-    return y;
+    return __builtin_expect(__builtin_reduce_max(abs_(x)) > 1e5, 0) ? turn_far_(x, y, quarter) : y;
 }}
 static inline {name} sin_({name} x) {{ return turn_(x, 0); }}
 static inline {name} cos_({name} x) {{ return turn_(x, 1); }}

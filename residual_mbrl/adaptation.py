@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from residual_mbrl.baselines import Parameter
+from residual_mbrl.data_cost import DIVERGED
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fitting import FitOptions, fit
 from residual_mbrl.model import Model
 from residual_mbrl.sensitivities import StepSensitivity
-from residual_mbrl.simulation_error import DIVERGED
 from residual_mbrl.windows import Windows
 
 Array = NDArray[np.float64]

@@ -103,7 +103,7 @@ def fit(model: Model, train: Windows, validation: Windows | None = None, options
         raise ModelError("nothing to fit: the dynamics have no residuals with weights")
     dynamics = copy.deepcopy(model.dynamics)
     if options.normalise:
-        normalise(model, dynamics, train)
+        normalise(model, [dynamics], train)
     problem = SimulationError(dynamics=dynamics, sensor=model.sensor.with_nominal(model.sensor_values), windows=train,
                               free=free if options.parameters else (), weights=True, every=options.every, start_std=options.start_std)
     stages = [h for h in options.horizons if h < train.horizon] + [train.horizon]
@@ -129,14 +129,15 @@ def fit(model: Model, train: Windows, validation: Windows | None = None, options
                history=state.history, seconds=clock.monotonic() - begun)
 
 
-def normalise(model: Model, dynamics: ResidualDynamics, windows: Windows) -> None:
-    """Set the normalisers of ``dynamics`` from the states that ``model`` without residuals visits on these windows."""
+def normalise(model: Model, members: Sequence[ResidualDynamics], windows: Windows) -> None:
+    """Set the normalisers of every member from the states that ``model`` without residuals visits on these windows."""
     plain = replace(model, dynamics=model.dynamics.with_residuals([]))
     _, states, actions = plain.predict(windows)
     recorded = windows.recorded[:, 1:].any(-1) & torch.isfinite(states[:, 1:]).all(-1)
     visited, commands = states[:, :-1][recorded], actions[recorded]
     with torch.no_grad():
-        dynamics.normalise(dynamics.initial_state(visited, commands), commands)
+        for dynamics in members:
+            dynamics.normalise(dynamics.initial_state(visited, commands), commands)
 
 
 def _score(problem: SimulationError, z: Array, options: FitOptions) -> float:
@@ -206,12 +207,12 @@ def descend(problem: SimulationError, z: Tensor, start: Tensor, options: FitOpti
     n, w, _ = problem.sizes
     rows, learned = problem.rows(), slice(n, n + w)
     lower, upper = (torch.tensor(b) for b in problem.bounds())
-    x = z.clone().requires_grad_()
+    x, costs = z.clone().requires_grad_(), problem.costs(options.loss, options.f_scale, drawn)
     optimiser = torch.optim.Adam([x], lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.iterations)
     for _ in range(options.iterations):
         optimiser.zero_grad()
-        cost = problem.cost(x if change is None else change(x), options.loss, options.f_scale, drawn) / rows
+        cost = costs(x if change is None else change(x)) / rows
         pull = 0.5 * options.ridge**2 * (x[:, learned] - start[:, learned]).square().sum()
         (x.grad,) = torch.autograd.grad(cost.sum() * (len(x) / len(cost)) + pull, [x])
         with torch.no_grad():

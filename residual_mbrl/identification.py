@@ -16,12 +16,13 @@ from scipy.stats import qmc
 from residual_mbrl import checkpoints, robust
 from residual_mbrl.baselines import Parameter, Parameters
 from residual_mbrl.checkpoints import Round, Training
+from residual_mbrl.data_cost import DIVERGED
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
 from residual_mbrl.first_states import Eliminated
 from residual_mbrl.identifiability import Estimate, assess
 from residual_mbrl.sensors import Sensor
-from residual_mbrl.simulation_error import DIVERGED, SimulationError
+from residual_mbrl.simulation_error import SimulationError
 from residual_mbrl.status import Status
 from residual_mbrl.windows import Windows
 

@@ -68,7 +68,8 @@ def rollout(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], acti
 
 
 def rollout_cost(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"], actions: Float[Tensor, "*#batch horizon nu"], cost: Cost,
-                 parameters: Values | None = None, *, backend: Backend = "auto") -> Float[Tensor, "..."]:
+                 parameters: Values | None = None, lead: Float[Tensor, "*#batch lead nu"] | None = None, *,
+                 backend: Backend = "auto") -> Float[Tensor, "..."]:
     """Return the cost of each rollout, shape [*batch]; differentiable as ``rollout`` is.
 
     Fused, the cost is accumulated within the kernel and no state is written, which is what sampling planners need; its gradient comes
@@ -80,12 +81,13 @@ def rollout_cost(dynamics: ResidualDynamics, state: Float[Tensor, "*#batch n0"],
         actions: Shape [*batch, H, nu], H >= 1.
         cost: Running and terminal cost.
         parameters: Physical values by name, each broadcastable to [*batch].
+        lead: As in ``rollout``.
         backend: As in ``rollout``.
 
     Raises:
         ValueError: as ``rollout`` does, and if the cost's references do not fit the horizon or the batch.
     """
-    state, actions = _inputs(dynamics, state, actions, parameters, None, backend)
+    state, actions = _inputs(dynamics, state, actions, parameters, lead, backend)
     references = references_of(cost, state, actions.shape[-2])
     if _may_fuse(backend, state):
         fused = fused_cost(dynamics, state, actions, cost, references, parameters or {})

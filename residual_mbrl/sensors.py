@@ -93,6 +93,11 @@ class Sensor:
         before, after = zip(*([sum(e.reach[i] for c in chain for e in c.effects) for i in (0, 1)] for chain in chains), strict=True)
         return max(before), max(after)
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether columns are state entries as they are, and commands reach the plant as they were logged."""
+        return not any(c.effects for c in self.columns) and not any(self.commands.values())
+
     def chain(self, k: int) -> list[Column]:
         """Return column k and the columns it was computed from, the first one showing a state entry."""
         names = [c.name for c in self.columns[:k]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,18 +19,16 @@ from torch import Tensor, nn
 
 from residual_mbrl import robust
 from residual_mbrl.baselines import Parameter
+from residual_mbrl.data_cost import DataCost, bounded
 from residual_mbrl.drawn_windows import DrawnWindows
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.errors import ModelError
 from residual_mbrl.observation import observe
-from residual_mbrl.rollouts import rollout
+from residual_mbrl.rollouts import rollout, rollout_cost
 from residual_mbrl.sensors import Sensor
 from residual_mbrl.windows import Windows
 
 Array = NDArray[np.float64]
-DIVERGED = 1e3
-"""Scaled error [noise standard deviations] that stands for a simulation that is not finite."""
-
 OFF_BOUND = 0.01
 """Distance from its bounds [scaled units] at which a least-squares search starts."""
 
@@ -42,7 +40,10 @@ class _Simulation(nn.Module):
         super().__init__()
         self.dynamics = dynamics
 
-    def forward(self, state: Tensor, actions: Tensor, values: Mapping[str, Tensor], lead: Tensor) -> Tensor:
+    def forward(self, state: Tensor, actions: Tensor, values: Mapping[str, Tensor], lead: Tensor, cost: DataCost | None = None) -> Tensor:
+        """Return the states, or with a cost that of each window."""
+        if cost is not None:
+            return rollout_cost(self.dynamics, state, actions, cost, values, lead)
         return rollout(self.dynamics, state, actions, values, lead)
 
 
@@ -136,9 +137,10 @@ class SimulationError:
         return {p.name: float(np.clip(p.nominal + p.scale * z[i], p.lower, p.upper)) for i, p in enumerate(self.free)}
 
     def model(self, z: Array) -> tuple[ResidualDynamics, dict[str, float]]:
-        """Write z into a copy of the model; return it and the values of the sensor's parameters."""
+        """Write z into a model of the same baseline; return it and the values of the sensor's parameters."""
         values = self.values(z)
-        fitted = copy.deepcopy(self.dynamics).with_values({n: x for n, x in values.items() if n in self.dynamics.values})
+        fitted = self.dynamics.with_residuals(copy.deepcopy(list(self.dynamics.corrections)))
+        fitted = fitted.with_values({n: x for n, x in values.items() if n in self.dynamics.values})
         with torch.no_grad():
             for name, w in self._split_weights(torch.tensor(z[None])).items():
                 fitted.get_parameter(name.removeprefix("dynamics.")).copy_(w[0])
@@ -152,28 +154,16 @@ class SimulationError:
             drawn: The windows of each copy, of which there are K in place of B.
         """
         z = z.to(self.windows.measurements)
-        n, w, s = self.sizes
-        values = {p.name: (p.nominal + p.scale * z[:, i : i + 1]) for i, p in enumerate(self.free)}
-        offsets = None
-        if s:
-            nx = self.sensor.space.nx
-            scaled = z[:, n + w :].unflatten(-1, (len(self.windows), s)) * z.new_tensor(self.start_std)
-            if drawn is not None:
-                scaled = scaled.gather(1, drawn.rows.unsqueeze(-1).expand(-1, -1, s)).flatten(0, 1)
-            offsets = torch.nn.functional.pad(scaled, (0, nx - s))
-        model = {k: x for k, x in values.items() if k in self.dynamics.values}
-        stacked = self._split_weights(z)
-        simulation = _Simulation(self.dynamics)
+        values, offsets, simulation = self._values(z), self._offsets(z, drawn), self._simulation(z)
 
         def roll(start: Tensor, actions: Tensor, lead: Tensor) -> Tensor:
-            arguments = (start, actions, model, lead)
-            states: Tensor = torch.func.functional_call(simulation, stacked, arguments) if stacked else simulation(*arguments)
-            return states
+            return simulation(start, actions, lead)
 
         if drawn is None:
             measurements, states, _ = observe(roll, self.sensor, self.windows, values, copies=len(z), offsets=offsets)
             return measurements, states
         sensed = {p: drawn.each(x) for p, x in values.items()}
+        offsets = None if offsets is None else offsets.flatten(0, 1)
         measurements, states, _ = observe(drawn.apart(roll), self.sensor, drawn.windows, sensed, offsets=offsets)
         return measurements.unflatten(0, drawn.rows.shape), states.unflatten(0, drawn.rows.shape)
 
@@ -183,20 +173,80 @@ class SimulationError:
         predicted, _ = self.simulate(z)
         noise = z.new_tensor(self.sensor.noise)
         error = ((predicted - self.windows.measurements) / noise)[:, self.fitted]
-        return torch.cat([_bounded(error), self._prior(z)], -1)
+        return torch.cat([bounded(error), self._prior(z)], -1)
 
     def cost(self, z: Tensor, loss: robust.Loss, f_scale: float, drawn: DrawnWindows | None = None) -> Tensor:
         """Return half the sum of squares of ``residuals``, robust on the data, shape [M]; windows count as often as they are drawn."""
-        z = z.to(self.windows.measurements)
-        if drawn is None:
-            all_rows, rows = self.residuals(z), self.rows()
-            data, prior = robust.torch_cost(all_rows[:, :rows], loss, f_scale), all_rows[:, rows:]
-        else:
+        return self.costs(loss, f_scale, drawn)(z)
+
+    def costs(self, loss: robust.Loss, f_scale: float, drawn: DrawnWindows | None = None) -> Callable[[Tensor], Tensor]:
+        """Return ``cost`` as a function of z alone, with whatever does not depend on z made once."""
+        data = (self._direct_cost if self.sensor.is_direct else self._sensed_cost)(loss, f_scale, drawn)
+
+        def cost(z: Tensor) -> Tensor:
+            z = z.to(self.windows.measurements)
+            return data(z) + 0.5 * self._prior(z).square().sum(-1)
+
+        return cost
+
+    def _sensed_cost(self, loss: robust.Loss, f_scale: float, drawn: DrawnWindows | None) -> Callable[[Tensor], Tensor]:
+        """Return the cost of the data as a function of z."""
+        windows = self.windows if drawn is None else drawn.windows
+        noise = windows.measurements.new_tensor(self.sensor.noise)
+        counted, weights = (self.fitted, None) if drawn is None else (None, self._weights(drawn))
+
+        def cost(z: Tensor) -> Tensor:
             predicted, _ = self.simulate(z, drawn)
-            shown, weight = drawn.windows.measurements.view_as(predicted), self._weights(drawn).view_as(predicted)
-            error = _bounded((predicted - shown) / z.new_tensor(self.sensor.noise))
-            data, prior = robust.torch_cost(error.flatten(1), loss, f_scale, weight.flatten(1)), self._prior(z)
-        return data + 0.5 * prior.square().sum(-1)
+            if weights is None:
+                return robust.torch_cost(bounded(((predicted - windows.measurements) / noise)[:, counted]), loss, f_scale)
+            error = bounded((predicted - windows.measurements.view_as(predicted)) / noise)
+            return robust.torch_cost(error.flatten(1), loss, f_scale, weights.view_as(predicted).flatten(1))
+
+        return cost
+
+    def _direct_cost(self, loss: robust.Loss, f_scale: float, drawn: DrawnWindows | None) -> Callable[[Tensor], Tensor]:
+        """Return the same where columns are state entries as they are: rollout and cost are then one fused function."""
+        windows = self.windows if drawn is None else drawn.windows
+        batch, like = (len(windows),) if drawn is None else drawn.rows.shape, windows.measurements
+        counts = like.new_ones(batch) if drawn is None else drawn.counts.to(like)
+        scale = self._counted(windows).to(like) / like.new_tensor(self.sensor.noise)
+        places = [self.sensor.space.index(self.sensor.chain(k)[0].source) for k in range(len(self.sensor.columns))]
+        error = DataCost(places=places, samples=like.unflatten(0, batch), scale=scale.unflatten(0, batch), weight=counts, loss=loss,
+                         f_scale=f_scale)
+        first, actions, lead = (x.unflatten(0, batch) for x in (self.sensor.start(windows), windows.actions, windows.lead))
+
+        def cost(z: Tensor) -> Tensor:
+            start, offsets = first.expand(len(z), -1, -1), self._offsets(z, drawn)
+            start = start if offsets is None else start + offsets
+            return self._simulation(z)(start, actions, lead, error).sum(-1)
+
+        return cost
+
+    def _simulation(self, z: Tensor) -> Callable[..., Tensor]:
+        """Return the simulation of every copy's windows, or with a cost theirs."""
+        values = {n: x for n, x in self._values(z).items() if n in self.dynamics.values}
+        stacked, simulation = self._split_weights(z), _Simulation(self.dynamics)
+
+        def simulate(start: Tensor, actions: Tensor, lead: Tensor, cost: DataCost | None = None) -> Tensor:
+            arguments = (start, actions, values, lead, cost)
+            out: Tensor = torch.func.functional_call(simulation, stacked, arguments) if stacked else simulation(*arguments)
+            return out
+
+        return simulate
+
+    def _values(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the free parameters of every copy by name, each of shape [M, 1]."""
+        return {p.name: (p.nominal + p.scale * z[:, i : i + 1]) for i, p in enumerate(self.free)}
+
+    def _offsets(self, z: Tensor, drawn: DrawnWindows | None) -> Tensor | None:
+        """Return what is added to the first states, shape [M, B, nx]; of the drawn windows [M, K, nx]."""
+        n, w, s = self.sizes
+        if not s:
+            return None
+        scaled = z[:, n + w :].unflatten(-1, (len(self.windows), s)) * z.new_tensor(self.start_std)
+        if drawn is not None:
+            scaled = scaled.gather(1, drawn.rows.unsqueeze(-1).expand(-1, -1, s))
+        return torch.nn.functional.pad(scaled, (0, self.sensor.space.nx - s))
 
     def _prior(self, z: Tensor) -> Tensor:
         prior = [z[:, i : i + 1] * (p.scale / p.prior_std) for i, p in enumerate(self.free) if p.prior_std is not None]
@@ -288,15 +338,9 @@ class SimulationError:
         return np.asarray(change / np.maximum(width.max(-1, keepdims=True), 1e-12))
 
     def _split_weights(self, z: Tensor) -> dict[str, Tensor]:
-        stacked, i = {}, len(self.free)
-        for name, shape in self._shapes.items():
-            stacked[name] = z[:, i : i + shape.numel()].unflatten(-1, tuple(shape)) if shape else z[:, i]
-            i += shape.numel()
-        return stacked
-
-
-def _bounded(error: Tensor) -> Tensor:
-    return torch.nan_to_num(error, nan=DIVERGED, posinf=DIVERGED, neginf=-DIVERGED).clamp(-DIVERGED, DIVERGED)
+        first, w, _ = self.sizes
+        parts = z[:, first : first + w].split([s.numel() for s in self._shapes.values()], -1)
+        return {n: part.unflatten(-1, tuple(s)) if s else part[:, 0] for (n, s), part in zip(self._shapes.items(), parts, strict=True)}
 
 
 def _array(x: Tensor) -> Array:

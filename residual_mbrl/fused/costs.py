@@ -170,5 +170,6 @@ class _Cost(torch.autograd.Function):
                 call, form, refs, call.flat = ctx.again
                 by_weights = _cost_gradient(call, form, refs, learn=True, seeds=grad.contiguous()).weights
         scale = grad.unsqueeze(-1)
-        return (None, None, None, by_state * scale, by_actions * scale.unsqueeze(-1),
+        return (None, None, None, by_state * scale if ctx.needs_input_grad[3] else None,
+                by_actions * scale.unsqueeze(-1) if ctx.needs_input_grad[4] else None,
                 None if by_parameters is None else by_parameters * scale, *parts_of(by_weights, ctx.likes))

@@ -54,7 +54,7 @@ def fit_with_dropout(model: Model, train: Windows, *, rate: float = 0.1, samples
     """
     options = options or FitOptions(method="adam", rounds=1, iterations=200)
     dynamics = model.dynamics.with_residuals([copy.deepcopy(r) for r in model.dynamics.corrections])
-    normalise(model, dynamics, train)
+    normalise(model, [dynamics], train)
     sensor = model.sensor.with_nominal(model.sensor_values)
     problem = SimulationError(dynamics=dynamics, sensor=sensor, windows=train, free=(), weights=True, every=options.every)
     generator = torch.Generator().manual_seed(seed)

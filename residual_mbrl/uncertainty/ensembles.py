@@ -109,8 +109,7 @@ def fit_ensemble(model: Model, train: Windows, *, members: int = 5, options: Fit
         raise ModelError("fit_ensemble: the dynamics have no residuals with weights")
     starts = [_first(model.dynamics, seed * 1000 + m) if fresh else copy.deepcopy(model.dynamics) for m in range(members)]
     if fresh:
-        for s in starts:
-            normalise(model, s, train)
+        normalise(model, starts, train)
     counts = bootstrap_counts(train, members, seed=seed, by_log=by_log)
     parts = [slice(0, members)] if together else [slice(m, m + 1) for m in range(members)]
     trained = [x for part in parts for x in _trained(model, starts[part], train, counts[part], options, free)]
