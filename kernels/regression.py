@@ -7,8 +7,7 @@ from threading import Lock
 import numpy as np
 
 from residual_mbrl.kernels.closed_loop_text import LOOP_FIELDS, Head, head_text
-from residual_mbrl.kernels.lanes import lane_count
-from residual_mbrl.kernels.launch import SPAN, aligned_zeros, kept_ints, lanes
+from residual_mbrl.kernels.launch import SPAN, aligned_zeros, kept_ints, pairs
 from residual_mbrl.kernels.mlp import lay_out, layers_text
 from residual_mbrl.kernels.rollout import assemble, pack_kernel
 
@@ -23,7 +22,7 @@ ONE_STEP = """
     // a block is a span of rows, each a register of samples wide; scratch: rows and deltas of a span
     static void block(long long* a, long index, R* scratch, long piece) {
         const long own = a[F_policy_row], span = a[F_span], N = a[F_batch];
-        T x[NX], d[ND], p[1] = {}, out[NO], g[NO], target[NO], gx[NX] = {}, loss;
+        T x[NX], d[ND] = {}, p[1] = {}, out[NO], g[NO], target[NO], gx[NX] = {}, loss;
         long rows = 0;
         for (; rows < span; ++rows) {
             const long first = (index * span + rows) * WORLDS;
@@ -31,7 +30,7 @@ ONE_STEP = """
             const int count = N - first < WORLDS ? N - first : WORLDS;
             R* row = scratch + rows * own;
             load_n(NX, (const R*)a[F_initial] + first * NX, NX, count, x);
-            load_n(ND, (const R*)a[F_data] + first * ND, ND, count, d);
+            if (a[F_data]) load_n(ND, (const R*)a[F_data] + first * ND, ND, count, d);
             policy_forward(a, row, x, d, p, out);
             if (a[F_states]) store_n(NO, (R*)a[F_states] + first * NO, NO, count, out);
             if (!a[F_learn]) continue;
@@ -63,6 +62,19 @@ TRAIN = """
         for (int i = 0; i < n; ++i)
             for (int k = 0; k < WORLDS; ++k) to[i][k] = from[rows[k < count ? k : count - 1] * n + i];
     }
+    static inline void fetch_n(int n, const R* from, const long long* rows, long count) {
+        for (long k = 0; k < count && k < WORLDS; ++k) __builtin_prefetch(from + rows[k] * n);
+    }
+    static inline T read(const R* from, long count) {
+        T v = (T)(0);
+        if (count >= WORLDS) __builtin_memcpy(&v, from, sizeof(T));
+        else for (long k = 0; k < count; ++k) v[k] = from[k];
+        return v;
+    }
+    static inline void write(T v, R* to, long count) {
+        if (count >= WORLDS) __builtin_memcpy(to, &v, sizeof(T));
+        else for (long k = 0; k < count; ++k) to[k] = v[k];
+    }
     static void pack(long long* a, const R* flat) {
         const int* index = (const int*)a[F_index];
         R* packed = (R*)a[F_policy_weights];
@@ -71,7 +83,8 @@ TRAIN = """
     // adds the gradient of half the squared errors of some samples; returns the sum of their squared errors
     static R gradient_of(long long* a, const long long* rows, long n, R* scratch) {
         const long own = a[F_policy_row], span = a[F_span];
-        T x[NX], d[ND], p[1] = {}, out[NO], g[NO], target[NO], gx[NX] = {}, loss = (T)(0);
+        const R *states = (const R*)a[F_initial], *data = (const R*)a[F_data], *targets = (const R*)a[F_references];
+        T x[NX], d[ND] = {}, p[1] = {}, out[NO], g[NO], target[NO], gx[NX] = {}, loss = (T)(0);
         for (long begin = 0; begin < n; begin += span * WORLDS) {
             long used = 0;
             for (; used < span && begin + used * WORLDS < n; ++used) {
@@ -79,9 +92,11 @@ TRAIN = """
                 const long left = n - begin - used * WORLDS;
                 const int count = left < WORLDS ? left : WORLDS;
                 R* row = scratch + used * own;
-                gather_n(NX, (const R*)a[F_initial], these, count, x);
-                gather_n(ND, (const R*)a[F_data], these, count, d);
-                gather_n(NO, (const R*)a[F_references], these, count, target);
+                gather_n(NX, states, these, count, x);
+                if (data) gather_n(ND, data, these, count, d);
+                gather_n(NO, targets, these, count, target);
+                fetch_n(NX, states, these + WORLDS, left - WORLDS);  // the next ones, which lie anywhere
+                fetch_n(NO, targets, these + WORLDS, left - WORLDS);
                 policy_forward(a, row, x, d, p, out);
                 for (int i = 0; i < NO; ++i) {
                     g[i] = out[i] - target[i];
@@ -111,22 +126,25 @@ TRAIN = """
                 for (long i = 0; i < a[F_gradient_size]; ++i) ((R*)a[F_gradients])[i] = 0;
                 pack(a, flat);
                 *errors++ = gradient_of(a, (const long long*)a[F_order] + round * N + begin, n, scratch) / n;
-                double norm = 0;
-                for (long i = 0; i < flat_size; ++i) {
-                    by[i] = ((const R*)a[F_gradients])[gathering[i]] * (R)(2 / (n * unit));
-                    norm += (double)by[i] * by[i];
-                }
+                const R scale = 2 / (n * unit);
+                double parts[8] = {}, norm = 0;
+                for (long i = 0; i < flat_size; ++i) by[i] = ((const R*)a[F_gradients])[gathering[i]] * scale;
+                for (long i = 0; i < flat_size; ++i) parts[i % 8] += (double)by[i] * by[i];
+                for (int k = 0; k < 8; ++k) norm += parts[k];
                 norm = __builtin_sqrt(norm);
                 if (!(norm < __builtin_inf())) continue;
                 const double cut = largest / (norm + 1e-6);
                 const R share = cut < 1 ? cut : 1;
                 step += 1;
-                const R pace = rate / (1 - ::pow(beta1, step)), root = __builtin_sqrt(1 - ::pow(beta2, step));
-                for (long i = 0; i < flat_size; ++i) {
-                    const R g = by[i] * share;
-                    mean[i] += (R)(1 - beta1) * (g - mean[i]);
-                    square[i] = (R)beta2 * square[i] + (R)(1 - beta2) * g * g;
-                    flat[i] -= pace * mean[i] / ((R)__builtin_sqrt(square[i]) / root + (R)epsilon);
+                const R pace = rate / (1 - ::pow(beta1, step)), root = 1 / __builtin_sqrt(1 - ::pow(beta2, step));
+                const R keep1 = beta1, keep2 = beta2, new1 = 1 - beta1, new2 = 1 - beta2, least = epsilon;
+                for (long i = 0; i < flat_size; i += WORLDS) {
+                    const long left = flat_size - i;
+                    const T g = read(by + i, left) * share;
+                    const T m = read(mean + i, left) * keep1 + g * new1, v = read(square + i, left) * keep2 + g * g * new2;
+                    write(m, mean + i, left);
+                    write(v, square + i, left);
+                    write(read(flat + i, left) - pace * m / (sqrt_(v) * root + least), flat + i, left);
                 }
             }
         ((double*)a[F_adam])[0] = step;
@@ -146,23 +164,24 @@ class Regression:
     """
 
     def __init__(self, head: Head, nx: int, data: int, real: str) -> None:
-        self._schedule = lanes(real, lane_count(real))
+        self._schedule = pairs(real)
         self._net = net = lay_out([head.sizes], self._schedule)
         text = f"""
     static inline void put(R* row, int slot, T value) {{ ((T*)row)[slot] = value; }}
     static inline T get(const R* row, int slot) {{ return ((const T*)row)[slot]; }}
     enum {{ NX = {nx}, ND = {data}, NO = {head.outputs} }};
-    {layers_text(self._schedule)}{head_text("policy", head, data, nx, 1)}"""
+    {layers_text(self._schedule)}{head_text("policy", head, data, nx, 1, to_state=False)}"""
         self._one_step, self._train = (assemble(self._schedule, text, main, FIELDS).table() for main in (ONE_STEP, TRAIN))
         self._pack = pack_kernel(real).table()
         dtype = np.float32 if real == "float" else np.float64
         self._packed, self._gradients = (aligned_zeros(max(n, 16), dtype=dtype) for n in (len(net.packing), net.gradients))
         row = (net.slots + 4) * self._schedule.lanes
         self._memory = [kept_ints(x) for x in (net.packing, net.layers, net.inputs, net.outputs, net.gathering)]
-        self._scratch = aligned_zeros(2 * SPAN * row, dtype=dtype)
+        self._span = SPAN // self._schedule.registers
+        self._scratch = aligned_zeros(2 * self._span * row, dtype=dtype)
         index, layers, inputs, outputs, gathering = (x.ctypes.data for x in self._memory)
         self._index = index
-        given = {"threads": 1, "finish": 1, "span": SPAN, "policy_row": row, "policy_nets": len(net.layers), "policy_layers": layers,
+        given = {"threads": 1, "finish": 1, "span": self._span, "policy_row": row, "policy_nets": len(net.layers), "policy_layers": layers,
                  "policy_inputs": inputs, "policy_outputs": outputs, "gathering": gathering, "policy_flat_size": len(net.gathering),
                  "policy_weights": self._packed.ctypes.data, "scratch": self._scratch.ctypes.data, "scratch_size": self._scratch.size,
                  "gradients": self._gradients.ctypes.data, "gradient_size": self._gradients.size, "index": index,
@@ -176,14 +195,14 @@ class Regression:
         Args:
             samples: How many.
             weights: Address of the flat weights.
-            addresses: "initial" (states), "data", "policy_constants", and "states" (outputs) or none; with "learn" also "references"
-                (targets), "costs" (squared errors) and "grad_weights".
+            addresses: "initial" (states), "data" or none for zeros, "policy_constants", and "states" (outputs) or none; with "learn"
+                also "references" (targets), "costs" (squared errors) and "grad_weights".
         """
         with self._lock:
             self._pack([weights, self._index, self._packed.ctypes.data, self._packed.size, len(self._net.gathering), 1])
             self._gradients[:] = 0.0
             values = self._template.copy()
-            blocks = -(-samples // (SPAN * self._schedule.lanes))
+            blocks = -(-samples // (self._span * self._schedule.lanes))
             for name, value in {"batch": samples, "blocks": blocks, "piece": blocks, **addresses}.items():
                 values[PLACES[name]] = value
             self._one_step(values)
@@ -195,7 +214,7 @@ class Regression:
             samples: How many there are.
             size: Samples of a step.
             rounds: How often all are taken.
-            addresses: "flat" (weights, changed in place), "initial" (states), "data", "references" (targets), "policy_constants", "order"
+            addresses: "flat" (weights, changed in place), "initial" (states), "data" or none for zeros, "references" (targets), "policy_constants", "order"
                 (int64 [rounds, samples]), "mean" and "square" (moments of Adam, changed in place), "adam" (float64, as ``SETTINGS``;
                 the step is changed in place), "grad_weights" (scratch of the weights' size) and "costs" (errors).
         """

@@ -128,11 +128,11 @@ def _fuses(head: Head, state: Tensor, backend: Backend) -> bool:
     return backend != "torch" and state.device.type == "cpu" and refusal(policy, value) is None
 
 
-def _flattened(head: Head, state: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return states [N, nx] and data [N, goal and noise] as kernels want them."""
+def _flattened(head: Head, state: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return states [N, nx] and data [N, goal and noise] as kernels want them; no data for a head that has none."""
     x = state.detach().reshape(-1, state.shape[-1])[:, : head.space.nx]
-    noise = 0 if isinstance(head, Value) else head.noise_size
-    d = x.new_zeros(x.shape[0], max(1, head.goal_size + noise))
-    if goal is not None:
+    size = head.goal_size + (0 if isinstance(head, Value) else head.noise_size)
+    d = x.new_zeros(x.shape[0], size) if size else None
+    if goal is not None and d is not None:
         d[:, : head.goal_size] = goal.reshape(-1, head.goal_size)
     return x, d
