@@ -81,7 +81,9 @@ def fit_value(value: Value, slow: Value, optimizer: torch.optim.Adam, states: Te
     if float(value.scale) == 1.0:  # once, from the first data: a network's outputs are about one
         for module in (value, slow):
             module.scale.fill_(float(targets.square().mean().sqrt().clamp_min(1e-6)))
-    order = torch.stack([torch.randperm(len(targets), generator=generator) for _ in range(options.rounds)])
+    order = torch.empty(options.rounds, len(targets), dtype=torch.int64)
+    for row in order:
+        torch.randperm(len(targets), generator=generator, out=row)
     errors = train(value, x, targets, optimizer, order, -(-len(targets) // options.batches), largest=options.largest,
                    unit=float(value.scale) ** 2, backend=backend)
     with torch.no_grad():

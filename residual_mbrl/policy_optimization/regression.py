@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -95,30 +96,42 @@ def train(head: Head, state: Tensor, target: Tensor, adam: torch.optim.Adam, ord
         for row in order:
             for part in row.split(size):
                 found = regression(head, state[part], target[part], backend=backend)
-                apply(head, {n: g / unit for n, g in found.weights.items()}, adam, largest)
+                slopes = torch._foreach_div(list(found.weights.values()), unit)
+                apply(head, dict(zip(found.weights, slopes, strict=True)), adam, largest)
                 seen.append(found.error)
         return torch.tensor(seen, dtype=state.dtype)
     x, data = _flattened(head, state, None)
-    group, known = adam.param_groups[0], [adam.state.get(w, {}) for w in weights]
-    mean, square = (torch.cat([(k[n] if n in k else torch.zeros_like(w)).reshape(-1) for k, w in zip(known, weights, strict=True)])
-                    for n in ("exp_avg", "exp_avg_sq"))
-    begun = float(known[0].get("step", 0.0))
-    moments = Moments(mean, square, [begun, group["lr"], *group["betas"], group["eps"], largest, unit])
+    for w in weights:
+        if not adam.state[w]:
+            adam.state[w] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
+    group, known = adam.param_groups[0], [adam.state[w] for w in weights]
+    rows = [weights, *([k[n] for k in known] for n in ("exp_avg", "exp_avg_sq"))]
+    mean, square = (torch.cat([t.reshape(-1) for t in row]) for row in rows[1:])
+    moments = Moments(mean, square, [float(known[0]["step"]), group["lr"], *group["betas"], group["eps"], largest, unit])
     wanted = target.reshape(x.shape[0], -1).to(x)
     flat, errors, step = fused_training(head, warp_form_of(head, head.warp_form), x, data, wanted, order, size, moments)
     sizes = [w.numel() for w in weights]
     with torch.no_grad():
-        for w, new, m, v in zip(weights, flat.split(sizes), mean.split(sizes), square.split(sizes), strict=True):
-            w.copy_(new.view_as(w))
-            adam.state[w] = {"step": torch.tensor(float(step)), "exp_avg": m.view_as(w).clone(), "exp_avg_sq": v.view_as(w).clone()}
+        for old, new in zip(rows, (flat, mean, square), strict=True):
+            torch._foreach_copy_(old, [part.view_as(w) for w, part in zip(weights, new.split(sizes), strict=True)])
+        for k in known:
+            k["step"].fill_(float(step))
     return errors
 
 
 def apply(module: nn.Module, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer, largest: float | None = None) -> float:
-    """Let an optimiser take a step along gradients by name, cut to a largest norm; return their norm."""
-    for name, weight in module.named_parameters():
-        weight.grad = gradients[name]
-    norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), float("inf") if largest is None else largest))
+    """Let an optimiser take a step along gradients by name, cut to a largest norm; return their norm.
+
+    Where the norm is not finite nothing is changed.
+    """
+    slopes = [gradients[name] for name, _ in module.named_parameters()]
+    norm = float(torch.nn.utils.get_total_norm(slopes))
+    if not math.isfinite(norm):
+        return norm
+    if largest is not None and norm + 1e-6 > largest:
+        slopes = list(torch._foreach_mul(slopes, largest / (norm + 1e-6)))
+    for weight, slope in zip(module.parameters(), slopes, strict=True):
+        weight.grad = slope
     optimizer.step()
     return norm
 
