@@ -256,11 +256,15 @@ WORK = """
             }
         return true;
     }
-    static void run(long long* a) {
-        if (a[F_entries] && !unchanged(a)) { a[F_status] = STATUS_CHANGED; return; }
+    // all blocks, among the threads that there are
+    static void share(long long* a) {
         typedef void (*Region)(void (*)(void*), void*, unsigned, unsigned);
         if (a[F_region] && a[F_threads] > 1) ((Region)a[F_region])(work, a, a[F_threads], 0);
         else work(a);
+    }
+    static void run(long long* a) {
+        if (a[F_entries] && !unchanged(a)) { a[F_status] = STATUS_CHANGED; return; }
+        share(a);
         if (a[F_finish]) conclude(a);
     }
 """

@@ -78,7 +78,8 @@ def head_text(name: str, head: Head, data: int, nx: int, parameters: int, *, to_
         d_{name}_emit(y, x, d, p, c, g, gy, gx);
         for (int i = 0; i < {ny}; ++i) put(deltas, outputs[i], gy[i]);
         const int* l = (const int*){table["layers"]} + ({table["nets"]} - 1) * L_COLUMNS;
-        for (int k = {"0" if to_state else "1"}; k < {table["nets"]}; ++k, l -= L_COLUMNS) layer_reverse(l, (const R*){table["weights"]}, row, deltas);
+        for (int k = {0 if to_state else 1}; k < {table["nets"]}; ++k, l -= L_COLUMNS)
+            layer_reverse(l, (const R*){table["weights"]}, row, deltas);
         {through}
     }}
 """

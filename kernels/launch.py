@@ -86,7 +86,7 @@ class Plan:
         self._engine, self._workers, self._version = engine, workers, -1
         self._tables: dict[object, Any] = {}
         self._places = {name: i for i, name in enumerate(self.fields)}
-        self._paces: defaultdict[object, _Pace] = defaultdict(_Pace)
+        self._paces: defaultdict[object, Pace] = defaultdict(Pace)
         self._templates: dict[object, list[int]] = {}
         self._memory: list[np.ndarray] = []
         self._pool: deque[np.ndarray] = deque()
@@ -288,7 +288,7 @@ def problems(real: str) -> Schedule:
     return Schedule("problems", 1, real, lane_count(real))
 
 
-class _Pace:
+class Pace:
     """Decides launch by launch whether threads pay.
 
     On idle cores they do. Where other processes want the cores too, a parallel region waits for a scheduler's turn, milliseconds for
@@ -301,6 +301,7 @@ class _Pace:
         self._left = 2  # the first launch of all is slow for other reasons
 
     def launch(self, call: Call, values: list[int]) -> None:
+        """Run a kernel with these numbers and addresses, by threads or alone."""
         threads = values[THREADS]
         begin = perf_counter()
         if self._left:

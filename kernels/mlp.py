@@ -112,7 +112,8 @@ def _lane_product(schedule: Schedule) -> str:
         weight = "w{0}[8 * (i + {1}) + {2}]"
         sums = ["".join(f"{names[k][q]} += {weight.format(k // 8, q, k % 8)} * x;" for k in range(outputs)) for q in range(phases)]
         last = "".join(f"{row[0]} = {' + '.join(row)};" for row in names if phases > 1)
-        last += "if (H) {" + "".join(f"const N h{k} = H[j + {k}]; {row[0]} -= {row[0]} * (h{k} * h{k});" for k, row in enumerate(names)) + "}"
+        slopes = "".join(f"const N h{k} = H[j + {k}]; {row[0]} -= {row[0]} * (h{k} * h{k});" for k, row in enumerate(names))
+        last += f"if (H) {{ {slopes} }}"
         last += "".join(f"Y[j + {k}] = {row[0]};" for k, row in enumerate(names))
         more = "const R* w1 = w0 + 8L * n;" if outputs == 16 else ""
         whole = "".join(f"{{ const N x = X[i + {q}]; {part} }}" for q, part in enumerate(sums))
@@ -139,18 +140,20 @@ static __attribute__((noinline)) void product(const R* W, const R* bias, int n, 
 
 
 def _lane_accumulate(schedule: Schedule) -> str:
-    """Return ``accumulate``: gradients in tiles of 4 x 4, the lanes of sixteen sums folded together; a slot's registers follow each other."""
+    """Return ``accumulate``: gradients in tiles of 4 x 4, the lanes of sixteen sums folded together, a slot's registers one by one."""
     lanes, registers = schedule.lanes // schedule.registers, schedule.registers
     evens, odds = (", ".join(str(k) for k in range(first, 2 * lanes, 2)) for first in (0, 1))
     folds, width = [], 16
     while width > 16 // lanes:
         width //= 2
         folds.append("".join(f"s[{k}] = pair(s[{2 * k}], s[{2 * k + 1}]);" for k in range(width)))
+
     def tile(first: bool) -> str:
         """Return the sums of a tile, on the way through the first inputs those of the deltas themselves too."""
         sums = "".join(f"s[{4 * i + j}] += x{i} * d{j};" for i in range(4) for j in range(4))
         sums += "".join(f"b{j} += d{j};" for j in range(4)) if first else ""
-        loads = ["".join(f"const V x{k} = x[{k * registers + q}], d{k} = d[{k * registers + q}];" for k in range(4)) for q in range(registers)]
+        loads = ["".join(f"const V x{k} = x[{k * registers + q}], d{k} = d[{k * registers + q}];" for k in range(4))
+                 for q in range(registers)]
         return f"""
             V s[16] = {{}};
             const V* x = (const V*)(X + 4 * i);

@@ -40,8 +40,8 @@ def fused_outputs(module: nn.Module, form: WarpForm | None, outputs: int, state:
     head = head_state(module, form, outputs)
     found, x, d = state.new_empty(state.shape[0], outputs), state.contiguous(), _data(data)
     flat = _flat(head, x.dtype)
-    _regression(head, x, d).run(x.shape[0], flat.data_ptr(), initial=x.data_ptr(), data=_address(d), states=found.data_ptr(),
-                                policy_constants=head.constants[x.dtype].data_ptr())
+    _regression(head, x, d).run(x.shape[0], flat.data_ptr(), torch.get_num_threads(), initial=x.data_ptr(), data=_address(d),
+                                states=found.data_ptr(), policy_constants=head.constants[x.dtype].data_ptr())
     return found
 
 
@@ -50,9 +50,9 @@ def fused_fit(module: nn.Module, form: WarpForm | None, state: Tensor, data: Ten
     head, x, d, wanted = head_state(module, form, target.shape[-1]), state.contiguous(), _data(data), target.contiguous()
     flat, found, errors = _flat(head, x.dtype), torch.empty_like(wanted), x.new_empty(x.shape[0])
     by = torch.empty_like(flat)
-    _regression(head, x, d).run(x.shape[0], flat.data_ptr(), initial=x.data_ptr(), data=_address(d), states=found.data_ptr(),
-                                policy_constants=head.constants[x.dtype].data_ptr(), references=wanted.data_ptr(), learn=1,
-                                costs=errors.data_ptr(), grad_weights=by.data_ptr())
+    _regression(head, x, d).run(x.shape[0], flat.data_ptr(), torch.get_num_threads(), initial=x.data_ptr(), data=_address(d),
+                                states=found.data_ptr(), policy_constants=head.constants[x.dtype].data_ptr(),
+                                references=wanted.data_ptr(), learn=1, costs=errors.data_ptr(), grad_weights=by.data_ptr())
     parts = parts_of(by.mul_(2.0 / x.shape[0]), [(w.shape, w.dtype) for w in head.form.weights()])
     return Fit(found, errors, [p for p in parts if p is not None])
 
@@ -83,9 +83,10 @@ def fused_training(module: nn.Module, form: WarpForm | None, state: Tensor, data
     flat, rows, settings = _flat(head, x.dtype), order.contiguous(), torch.tensor(moments.settings, dtype=torch.float64)
     errors, by = x.new_empty(order.shape[0] * -(-x.shape[0] // size)), torch.empty_like(flat)
     _regression(head, x, d).train(
-        x.shape[0], size, order.shape[0], flat=flat.data_ptr(), initial=x.data_ptr(), data=_address(d), references=wanted.data_ptr(),
-        policy_constants=head.constants[x.dtype].data_ptr(), order=rows.data_ptr(), mean=moments.mean.data_ptr(),
-        square=moments.square.data_ptr(), adam=settings.data_ptr(), grad_weights=by.data_ptr(), costs=errors.data_ptr())
+        x.shape[0], size, order.shape[0], torch.get_num_threads(), flat=flat.data_ptr(), initial=x.data_ptr(), data=_address(d),
+        references=wanted.data_ptr(), policy_constants=head.constants[x.dtype].data_ptr(), order=rows.data_ptr(),
+        mean=moments.mean.data_ptr(), square=moments.square.data_ptr(), adam=settings.data_ptr(), grad_weights=by.data_ptr(),
+        costs=errors.data_ptr())
     return flat[0], errors, int(settings[0])
 
 
