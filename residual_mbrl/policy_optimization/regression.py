@@ -67,10 +67,11 @@ def regression(head: Head, state: Tensor, target: Tensor, goal: Tensor | None = 
         fit = fused_fit(head, warp_form_of(head, head.warp_form), flat, data, target.reshape(flat.shape[0], -1).to(flat))
         by = dict(zip(weight_names(head), fit.weights, strict=True))
         return Regression(float(fit.errors.mean()), {n: by[n] for n, _ in head.named_parameters()})
+    named = dict(head.named_parameters())
     with torch.enable_grad():
         error = (head(state, goal=goal) - target).square().sum() / state.shape[0]
-        slopes = torch.autograd.grad(error, list(head.parameters()))
-    return Regression(float(error.detach()), dict(zip((n for n, _ in head.named_parameters()), slopes, strict=True)))
+        slopes = torch.autograd.grad(error, list(named.values()))
+    return Regression(float(error.detach()), dict(zip(named, slopes, strict=True)))
 
 
 def train(head: Head, state: Tensor, target: Tensor, adam: torch.optim.Adam, order: Tensor, size: int, *, largest: float = float("inf"),
@@ -90,7 +91,8 @@ def train(head: Head, state: Tensor, target: Tensor, adam: torch.optim.Adam, ord
         unit: What squared errors are counted in, so that a rate does not depend on the targets' unit.
         backend: "auto" and "fused" use the kernel where there is one.
     """
-    weights = [dict(head.named_parameters())[n] for n in weight_names(head)]
+    named = dict(head.named_parameters())
+    weights = [named[n] for n in weight_names(head)]
     if not _fuses(head, state, backend) or any(w.dtype != state.dtype for w in weights):
         seen = []
         for row in order:
@@ -124,13 +126,14 @@ def apply(module: nn.Module, gradients: dict[str, Tensor], optimizer: torch.opti
 
     Where the norm is not finite nothing is changed.
     """
-    slopes = [gradients[name] for name, _ in module.named_parameters()]
+    weights = dict(module.named_parameters())
+    slopes = [gradients[name] for name in weights]
     norm = float(torch.nn.utils.get_total_norm(slopes))
     if not math.isfinite(norm):
         return norm
     if largest is not None and norm + 1e-6 > largest:
         slopes = list(torch._foreach_mul(slopes, largest / (norm + 1e-6)))
-    for weight, slope in zip(module.parameters(), slopes, strict=True):
+    for weight, slope in zip(weights.values(), slopes, strict=True):
         weight.grad = slope
     optimizer.step()
     return norm
