@@ -1,10 +1,11 @@
 """Gradient training of policies: environment steps per second through the fused kernels and through the torch backend.
 
 A cart-pole (semi-implicit Euler, 0.02 s) with a learned force of two hidden layers of 64 tanh units under a policy of the same size,
-float32, on one thread. One iteration is what the algorithm does: windows of all worlds, their gradient by the policy's weights, a step of
-Adam; for SHAC also the value's targets and its 16 steps. Both backends run the same code but for the rollouts and fits, interleaved in one
-process, and medians of processor time are compared (with one thread it is wall time on a core of one's own). The time that a policy takes
-for one action in numpy stands below, and what training a swing-up takes.
+float32, on one thread and on two. One iteration is what the algorithm does: windows of all worlds, their gradient by the policy's
+weights, a step of Adam; for SHAC also the value's targets and its 16 steps. Both backends run the same code but for the rollouts and
+fits, interleaved in one process, and medians are compared: of processor time with one thread, which is wall time on a core of one's own,
+of wall time with more, for which the cores must be free. The time that a policy takes for one action in numpy stands below, and what
+training a swing-up takes.
 
     python benchmarks/policies.py --json benchmarks/results/policies.json
 """
@@ -43,18 +44,20 @@ class Options(CommonOptions):
 
     Args:
         worlds: Parallel worlds of each comparison.
+        threads: Threads of both backends.
         repeats: Turns of both backends.
         seeds: Trainings of the swing-up.
     """
 
     worlds: tuple[int, ...] = (16, 64, 256, 1024)
+    threads: tuple[int, ...] = (1, 2)
     repeats: int = 15
     seeds: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison: environment steps per processor second of each backend, medians over interleaved turns."""
+    """One comparison: environment steps per second of each backend, medians over interleaved turns."""
 
     algorithm: str
     worlds: int
@@ -113,8 +116,10 @@ def policy_for(dynamics: ResidualDynamics, seed: int = 0) -> MLPPolicy:
     return policy.float()
 
 
-def compared(algorithm: str, worlds: int, options: Options) -> Row:
+def compared(algorithm: str, worlds: int, threads: int, options: Options) -> Row:
     """Return steps per second of an algorithm through both backends, after a check that their first gradients agree."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     dynamics, runs = model(), {}
     task = Task(cost=quadratic(dynamics), start=swing_up().start, steps=2 * HORIZON, low=torch.tensor([-10.0]), high=torch.tensor([10.0]))
     settings = TrainingOptions(worlds=worlds, horizon=HORIZON, iterations=10_000, audit_every=0)
@@ -129,12 +134,12 @@ def compared(algorithm: str, worlds: int, options: Options) -> Row:
     for _ in range(options.repeats):
         for backend, count in turns.items():
             for _ in range(count):
-                begin = time.process_time()
+                begin = clock()
                 runs[backend].iterate(backend)
-                times[backend].append(time.process_time() - begin)
+                times[backend].append(clock() - begin)
     rates = {b: worlds * HORIZON / float(np.median(t)) for b, t in times.items()}
     return Row(algorithm=algorithm, worlds=worlds, fused=rates["fused"], torch=rates["torch"], ratio=rates["fused"] / rates["torch"],
-               threads=1, machine=machine())
+               threads=threads, machine=machine())
 
 
 def numpy_step() -> float:
@@ -160,10 +165,11 @@ def trained(seeds: int, quick: bool) -> list[dict[str, float | str]]:
 
 
 def main(options: Options) -> None:
+    worlds = options.worlds[:2] if options.quick else options.worlds
+    rows = [compared(a, n, threads, options) for threads in options.threads for a in ("apg", "shac") for n in worlds]
+    show("Environment steps per second of training", ["threads", "algorithm", "worlds", "fused", "torch", "ratio"],
+         [(r.threads, r.algorithm, r.worlds, r.fused, r.torch, r.ratio) for r in rows])
     torch.set_num_threads(1)
-    rows = [compared(a, n, options) for a in ("apg", "shac") for n in (options.worlds[:2] if options.quick else options.worlds)]
-    show("Environment steps per second of training", ["algorithm", "worlds", "fused", "torch", "ratio"],
-         [(r.algorithm, r.worlds, r.fused, r.torch, r.ratio) for r in rows])
     step = numpy_step()
     say(f"one action in numpy: {1e6 * step:.1f} us")
     swings = trained(1 if options.quick else options.seeds, options.quick)

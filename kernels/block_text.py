@@ -73,8 +73,10 @@ MODEL = """
         void load_parameters(T* p) const { load_n(NP, (const R*)a[F_parameters] + first * NP, NP, count, p); }
         // two rows are one for all steps and one for the end
         void load_reference(long t, int n, T* r) const {
-            const long row = a[F_reference_rows] == 2 ? t == H : t;
-            load_n(n, (const R*)a[F_references] + first * a[F_reference_stride] + row * n, a[F_reference_stride], count, r);
+            const long row = a[F_reference_rows] == 2 ? t == H : t, stride = a[F_reference_stride];
+            const R* from = (const R*)a[F_references] + first * stride + row * n;
+            if (stride) load_n(n, from, stride, count, r);
+            else for (int i = 0; i < n; ++i) r[i] = (T)(from[i]);
         }
     };
     static __attribute__((noinline)) void see(const long long* a, const R* W, const R* c, R* row, const T* x, const T* u, const T* p) {
@@ -256,11 +258,15 @@ WORK = """
             }
         return true;
     }
-    static void run(long long* a) {
-        if (a[F_entries] && !unchanged(a)) { a[F_status] = STATUS_CHANGED; return; }
+    // all blocks, among the threads that there are
+    static void share(long long* a) {
         typedef void (*Region)(void (*)(void*), void*, unsigned, unsigned);
         if (a[F_region] && a[F_threads] > 1) ((Region)a[F_region])(work, a, a[F_threads], 0);
         else work(a);
+    }
+    static void run(long long* a) {
+        if (a[F_entries] && !unchanged(a)) { a[F_status] = STATUS_CHANGED; return; }
+        share(a);
         if (a[F_finish]) conclude(a);
     }
 """

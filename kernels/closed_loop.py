@@ -10,12 +10,15 @@ from typing import Any
 
 from residual_mbrl.kernels.block_text import BACK
 from residual_mbrl.kernels.closed_loop_text import COST, GRADIENT, LOOP, LOOP_FIELDS, WORTH, WORTHLESS, Head, head_text
+from residual_mbrl.kernels.lanes import lane_count
 from residual_mbrl.kernels.launch import CHUNK_BYTES, SPAN, Engine, Plan, aligned_zeros, kept_ints
 from residual_mbrl.kernels.mlp import Network, Schedule, lay_out
 from residual_mbrl.kernels.native import Kernel
 from residual_mbrl.kernels.rollout import assemble, model_text
 from residual_mbrl.kernels.system import Cost, System, cost_text
 
+FULL = 15
+"""Registers of worlds from which on half of a pair may go unused."""
 KINDS = {"policy_cost": COST, "policy_gradient": GRADIENT}
 
 
@@ -42,7 +45,7 @@ class ClosedLoopPlan(Plan):
         self._packs = {n: engine.pack.table() for n in self._networks}
         self._rows = {n: (net.slots + (64 if schedule.wide else 4)) * (1 if schedule.wide else schedule.lanes)
                       for n, net in self._networks.items()}
-        steps = CHUNK_BYTES // ((self.row + self._rows["policy"]) * self.bytes * SPAN)
+        steps = CHUNK_BYTES * schedule.registers // ((self.row + self._rows["policy"]) * self.bytes * SPAN)
         self.chunk = self._shared["chunk"] = min(self.horizon, max(1, steps) * SPAN)
         for n, net in self._networks.items():
             given = {"layers": kept_ints(net.layers), "inputs": kept_ints(net.inputs), "outputs": kept_ints(net.outputs),
@@ -65,7 +68,7 @@ class ClosedLoopPlan(Plan):
             return self.row + max(own, end)
         system, lanes = self._engine.system, self.schedule.world_lanes
         numbers = self.chunk * (system.nx + system.nu) + -(-self.horizon // self.chunk) * system.nx
-        return self.row * (1 + self.chunk) + own * (min(SPAN, self.horizon) + self.chunk) + 2 * end + numbers * lanes
+        return self.row * (1 + self.chunk) + own * (self.span + self.chunk) + 2 * end + numbers * lanes
 
     def _weights(self) -> int:
         return len(self.network.packing) + sum(len(net.packing) for net in self._networks.values())
@@ -84,6 +87,12 @@ class ClosedLoopEngine(Engine):
     def __init__(self, model: Engine, policy: Head, value: Head | None, data: int) -> None:
         super().__init__(model.system, model.networks, model._squashed, model.real)
         self.policy, self.value, self.data = policy, value, data
+
+    def _schedule_for(self, worlds: int, workers: int) -> str:
+        """Two registers a slot where they are full, or nearly so, and every thread has blocks enough."""
+        name, lanes = super()._schedule_for(worlds, workers), lane_count(self.real)
+        blocks = -(-worlds // lanes)
+        return "pairs" if name == "lanes" and blocks >= 2 * workers and (blocks % 2 == 0 or blocks >= FULL) else name
 
     def _made(self, schedule: Schedule, network: Network, **shape: int) -> Plan:
         return ClosedLoopPlan(self, schedule, network, **shape)

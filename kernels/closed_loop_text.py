@@ -34,8 +34,17 @@ LOOP_FIELDS = (*FIELDS, *(f"policy_{n}" for n in TABLE), *(f"value_{n}" for n in
 step's cost, and where to put actions."""
 
 
-def head_text(name: str, head: Head, data: int, nx: int, parameters: int) -> str:
-    """Return C++ members ``name_forward`` and ``name_reverse`` of a head, and the functions that they call."""
+def head_text(name: str, head: Head, data: int, nx: int, parameters: int, *, to_state: bool = True) -> str:
+    """Return C++ members ``name_forward`` and ``name_reverse`` of a head, and the functions that they call.
+
+    Args:
+        name: Of the head.
+        head: Its functions and sizes.
+        data: Entries of a step's data.
+        nx: Entries of a state.
+        parameters: Physical parameters.
+        to_state: Whether the reverse goes on through the first layer to the state, or ends with what its weights need.
+    """
     x, d, p, c, y = ("x", nx), ("d", data), ("p", parameters), ("c", head.constants), ("y", head.sizes[-1])
     nz, ny, fixed = head.sizes[0], head.sizes[-1], ("d", "p", "c")
     table = {n: f"a[F_{name}_{n}]" for n in TABLE}
@@ -43,6 +52,8 @@ def head_text(name: str, head: Head, data: int, nx: int, parameters: int) -> str
              *member_text(f"{name}_emit", head.emit, [y, x, d, p, c], head.outputs),
              *adjoint_text(f"{name}_features", head.features, [x, d, p, c], nz, fixed),
              *adjoint_text(f"{name}_emit", head.emit, [y, x, d, p, c], head.outputs, fixed)]
+    through = f"""for (int i = 0; i < {nz}; ++i) gz[i] = get(deltas, inputs[i]);
+        d_{name}_features(x, d, p, c, gz, gx);""" if to_state else ""
     return "\n".join(parts) + f"""
     static __attribute__((noinline)) void {name}_forward(const long long* a, R* row, const T* x, const T* d, const T* p, T* out) {{
         const R* c = (const R*){table["constants"]};
@@ -56,7 +67,7 @@ def head_text(name: str, head: Head, data: int, nx: int, parameters: int) -> str
         for (int i = 0; i < {ny}; ++i) y[i] = get(row, outputs[i]);
         {name}_emit(y, x, d, p, c, out);
     }}
-    // adds to gx what g, by the output, makes of it; leaves the deltas of all layers
+    // leaves the deltas of all layers from g, by the output, and adds to gx what comes through
     static __attribute__((noinline)) void {name}_reverse(const long long* a, const R* row, R* deltas, const T* x, const T* d, const T* p,
                                                          const T* g, T* gx) {{
         const R* c = (const R*){table["constants"]};
@@ -67,9 +78,9 @@ def head_text(name: str, head: Head, data: int, nx: int, parameters: int) -> str
         d_{name}_emit(y, x, d, p, c, g, gy, gx);
         for (int i = 0; i < {ny}; ++i) put(deltas, outputs[i], gy[i]);
         const int* l = (const int*){table["layers"]} + ({table["nets"]} - 1) * L_COLUMNS;
-        for (int k = 0; k < {table["nets"]}; ++k, l -= L_COLUMNS) layer_reverse(l, (const R*){table["weights"]}, row, deltas);
-        for (int i = 0; i < {nz}; ++i) gz[i] = get(deltas, inputs[i]);
-        d_{name}_features(x, d, p, c, gz, gx);
+        for (int k = {0 if to_state else 1}; k < {table["nets"]}; ++k, l -= L_COLUMNS)
+            layer_reverse(l, (const R*){table["weights"]}, row, deltas);
+        {through}
     }}
 """
 

@@ -86,12 +86,13 @@ class Plan:
         self._engine, self._workers, self._version = engine, workers, -1
         self._tables: dict[object, Any] = {}
         self._places = {name: i for i, name in enumerate(self.fields)}
-        self._paces: defaultdict[object, _Pace] = defaultdict(_Pace)
+        self._paces: defaultdict[object, Pace] = defaultdict(Pace)
         self._templates: dict[object, list[int]] = {}
         self._memory: list[np.ndarray] = []
         self._pool: deque[np.ndarray] = deque()
         self.row = (network.slots + (64 if schedule.wide else 4)) * (1 if schedule.wide else schedule.lanes)
         self.chunk = min(horizon, max(1, CHUNK_BYTES // (self.row * self.bytes * SPAN)) * SPAN)
+        self.span = min(SPAN // schedule.registers, horizon)
         self.blocks = members * -(-(batch // members) // schedule.worlds)
         self.keeps = self.blocks * horizon * self.row * self.bytes <= KEPT_BYTES
         self._packed = aligned_zeros(members, max(len(network.packing), 16), dtype=self.real)
@@ -99,7 +100,7 @@ class Plan:
         self._index = kept_ints(network.packing)
         self._shared = {
             "batch": batch, "horizon": horizon, "members": members, "member_worlds": batch // members, "row": self.row,
-            "chunk": self.chunk, "span": min(SPAN, horizon), "packed_size": self._packed.shape[1],
+            "chunk": self.chunk, "span": self.span, "packed_size": self._packed.shape[1],
             "flat_size": len(network.gathering), "nets": len(network.layers), "n_inputs": len(network.inputs),
             "n_outputs": len(network.outputs), "weights": _address(self._packed), "finish": 1}
         for name, values in (("layers", network.layers), ("inputs", network.inputs), ("outputs", network.outputs),
@@ -163,7 +164,7 @@ class Plan:
         if kind == "solve":
             return ilqr.scratch_reals(self._engine.system, problem, self.schedule, self.row, self.horizon)
         chunk = self.chunk
-        rows = {"reverse": chunk + min(SPAN, self.horizon), "cost_gradient": chunk + min(SPAN, self.horizon), "linearise": 2}.get(kind, 1)
+        rows = {"reverse": chunk + self.span, "cost_gradient": chunk + self.span, "linearise": 2}.get(kind, 1)
         states = chunk + -(-self.horizon // chunk) if kind == "cost_gradient" else 0
         return rows * self.row + states * self._engine.system.nx * self.schedule.world_lanes
 
@@ -226,17 +227,17 @@ class Engine:
             batch: Worlds, those of one member after another.
             horizon: Steps.
             workers: Threads at most.
-            schedule: "lanes", "units" or, for solves, "problems"; by the batch's size unless given.
+            schedule: "lanes", "pairs", "units" or, for solves, "problems"; by the batch's size unless given.
             members: Sets of weights.
         """
-        name = schedule or ("units" if batch // members <= WIDE_WORLDS else "lanes")
+        name = schedule or self._schedule_for(batch // members, workers)
         key = (batch, horizon, members, workers, name)
         plan = self._plans.get(key)
         if plan is not None:
             return plan
         with self._lock:
             if name not in self._networks:
-                makers = {"units": units_wide, "problems": problems}
+                makers = {"units": units_wide, "problems": problems, "pairs": pairs}
                 chosen = makers[name](self.real) if name in makers else lanes(self.real, lane_count(self.real))
                 self._networks[name] = chosen, lay_out(self.networks, chosen, self._squashed)
             chosen, network = self._networks[name]
@@ -244,6 +245,10 @@ class Engine:
             while len(self._plans) > SHAPES:
                 self._plans.popitem(last=False)
             return plan
+
+    def _schedule_for(self, worlds: int, workers: int) -> str:
+        """Return how so many worlds of a member are laid over registers."""
+        return "units" if worlds <= WIDE_WORLDS else "lanes"
 
     def _made(self, schedule: Schedule, network: Network, **shape: int) -> Plan:
         return Plan(self, schedule, network, **shape)
@@ -265,6 +270,13 @@ def lanes(real: str, count: int) -> Schedule:
 
 
 @cache
+def pairs(real: str) -> Schedule:
+    """Return the schedule with two registers of worlds a slot: each weight that is loaded serves both."""
+    count = 2 * lane_count(real)
+    return Schedule("pairs", count, real, count, 2)
+
+
+@cache
 def units_wide(real: str) -> Schedule:
     """Return the schedule with one world a block and a layer's units in the lanes."""
     return Schedule("units", 1, real, 64 // REALS[real])
@@ -276,7 +288,7 @@ def problems(real: str) -> Schedule:
     return Schedule("problems", 1, real, lane_count(real))
 
 
-class _Pace:
+class Pace:
     """Decides launch by launch whether threads pay.
 
     On idle cores they do. Where other processes want the cores too, a parallel region waits for a scheduler's turn, milliseconds for
@@ -289,6 +301,7 @@ class _Pace:
         self._left = 2  # the first launch of all is slow for other reasons
 
     def launch(self, call: Call, values: list[int]) -> None:
+        """Run a kernel with these numbers and addresses, by threads or alone."""
         threads = values[THREADS]
         begin = perf_counter()
         if self._left:

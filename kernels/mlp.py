@@ -25,6 +25,8 @@ from residual_mbrl.kernels.native import REALS
 TABLE = ("inputs", "outputs", "source", "target", "forward", "bias", "reverse", "gradient", "bias_gradient", "hidden", "behind_hidden")
 """Columns of the layer table: sizes, slots of both ends, places of the packed weights and of their gradients, and whether a tanh
 follows the layer or stands before it."""
+CHAINS = 8
+"""Sums that must be under way at once to hide the latency of a multiply-add."""
 PHASES = 8
 """Inputs of a wide layer are a multiple of this: so many partial sums hide the latency of an addition."""
 
@@ -34,16 +36,18 @@ class Schedule:
     """How worlds and networks are laid over registers.
 
     Args:
-        name: "lanes" or "units".
+        name: "lanes", "pairs", "units" or "problems".
         worlds: Worlds of a block.
         real: "float" or "double".
-        lanes: Numbers in a register of units.
+        lanes: Numbers of a slot.
+        registers: Registers of a slot.
     """
 
     name: str
     worlds: int
     real: str
     lanes: int
+    registers: int = 1
 
     @property
     def wide(self) -> bool:
@@ -63,16 +67,16 @@ class Schedule:
 
 def layers_text(schedule: Schedule) -> str:
     """Return ``layer_forward``, ``layer_reverse`` and ``layer_accumulate`` as C++ members, for ``lane_math`` types N and real R."""
-    product, accumulate = (_wide_product(), _wide_accumulate(schedule.lanes)) if schedule.wide else (
-        _lane_product(16 if schedule.lanes * REALS[schedule.real] == 64 else 8), _lane_accumulate(schedule.lanes))
-    n_units, m_units = (f"({x} + {schedule.lanes - 1}) / {schedule.lanes}" if schedule.wide else x for x in ("l[N_IN]", "l[N_OUT]"))
+    product, accumulate = ((_wide_product(), _wide_accumulate(schedule.lanes)) if schedule.wide else
+                           (_lane_product(schedule), _lane_accumulate(schedule)))
+    m_units = f"(l[N_OUT] + {schedule.lanes - 1}) / {schedule.lanes}" if schedule.wide else "l[N_OUT]"
     unit = "R" if schedule.wide else "N"
     return f"""
 enum {{ {", ".join(f"L_{n}" for n in TABLE)}, L_COLUMNS, N_IN = L_inputs, N_OUT = L_outputs }};
 {product}{accumulate}
 static void layer_forward(const int* l, const R* weights, R* row) {{
     {unit}* units = ({unit}*)row;
-    product(weights + l[L_forward], weights + l[L_bias], l[N_IN], l[N_OUT], units + l[L_source], units + l[L_target]);
+    product(weights + l[L_forward], weights + l[L_bias], l[N_IN], l[N_OUT], units + l[L_source], units + l[L_target], 0);
     if (l[L_hidden]) {{
         N* h = (N*)(units + l[L_target]);
         for (int k = 0; k < {m_units}; ++k) h[k] = tanh_(h[k]);
@@ -81,12 +85,8 @@ static void layer_forward(const int* l, const R* weights, R* row) {{
 static void layer_reverse(const int* l, const R* weights, const R* row, R* deltas) {{
     const {unit}* units = (const {unit}*)row;
     {unit}* d = ({unit}*)deltas;
-    product(weights + l[L_reverse], (const R*)0, l[N_OUT], l[N_IN], d + l[L_target], d + l[L_source]);
-    if (l[L_behind_hidden]) {{
-        const N* h = (const N*)(units + l[L_source]);
-        N* g = (N*)(d + l[L_source]);
-        for (int k = 0; k < {n_units}; ++k) g[k] = g[k] - g[k] * (h[k] * h[k]);
-    }}
+    product(weights + l[L_reverse], (const R*)0, l[N_OUT], l[N_IN], d + l[L_target], d + l[L_source],
+            l[L_behind_hidden] ? units + l[L_source] : 0);
 }}
 static void layer_accumulate(const int* l, const R* rows, const R* deltas, long stride, int count, R* gradients) {{
     const {unit}* units = (const {unit}*)rows;
@@ -97,64 +97,93 @@ static void layer_accumulate(const int* l, const R* rows, const R* deltas, long 
 """
 
 
-def _lane_product(most: int) -> str:
-    """Return ``product``: a layer of packed weights [outputs / 8, inputs, 8], one world a lane, ``most`` outputs at once."""
-    def block(outputs: int) -> str:
-        first = "".join(f"N a{k} = bias ? (N)(bias[j + {k}]) : (N)(0);" for k in range(outputs))
-        sums = "".join(f"a{k} += w{k // 8}[8 * i + {k % 8}] * x;" for k in range(outputs))
-        last = "".join(f"Y[j + {k}] = a{k};" for k in range(outputs))
-        more = "const R* w1 = w0 + 8L * n;" if outputs == 16 else ""
-        return f"""
-        const R* w0 = W + (long)j * n; {more} {first}
-        for (int i = 0; i < n; ++i) {{ const N x = X[i]; {sums} }}
-        {last}"""
+def _lane_product(schedule: Schedule) -> str:
+    """Return ``product``: a layer of packed weights [outputs / 8, inputs, 8], one world a lane.
 
-    by_sixteen = f"for (; j + 8 < m; j += 16) {{ {block(16)} }}" if most == 16 else ""
+    Eight outputs at once, sixteen where a slot is a register of 64 bytes, of which a processor has many; what is left over, such as
+    the one output of a value, without its padding and in as many partial sums as hide the latency of an addition. Given the units H
+    behind a tanh, outputs are multiplied by its slope.
+    """
+    def block(outputs: int) -> str:
+        phases = max(1, CHAINS // (outputs * schedule.registers))
+        names = [[f"a{k}_{q}" for q in range(phases)] for k in range(outputs)]
+        first = "".join(f"N {name} = " + (f"bias ? (N)(bias[j + {k}]) : (N)(0);" if q == 0 else "(N)(0);")
+                        for k, row in enumerate(names) for q, name in enumerate(row))
+        weight = "w{0}[8 * (i + {1}) + {2}]"
+        sums = ["".join(f"{names[k][q]} += {weight.format(k // 8, q, k % 8)} * x;" for k in range(outputs)) for q in range(phases)]
+        last = "".join(f"{row[0]} = {' + '.join(row)};" for row in names if phases > 1)
+        slopes = "".join(f"const N h{k} = H[j + {k}]; {row[0]} -= {row[0]} * (h{k} * h{k});" for k, row in enumerate(names))
+        last += f"if (H) {{ {slopes} }}"
+        last += "".join(f"Y[j + {k}] = {row[0]};" for k, row in enumerate(names))
+        more = "const R* w1 = w0 + 8L * n;" if outputs == 16 else ""
+        whole = "".join(f"{{ const N x = X[i + {q}]; {part} }}" for q, part in enumerate(sums))
+        rest = f"for (; i < n; ++i) {{ const N x = X[i]; {sums[0]} }}" if phases > 1 else ""
+        return f"""{{
+        const R* w0 = W + (long)j * n; {more} {first}
+        int i = 0;
+        for (; i + {phases - 1} < n; i += {phases}) {{ {whole} }}
+        {rest}
+        {last}
+    }}"""
+
+    by_sixteen = f"for (; j + 14 < m; j += 16) {block(16)}" if schedule.lanes * REALS[schedule.real] == 64 else ""
+    few = " else ".join(f"if (m - j <= {k}) {block(k)}" for k in (1, 2, 4, 6))
     return f"""
-static __attribute__((noinline)) void product(const R* W, const R* bias, int n, int m, const N* X, N* Y) {{
+static __attribute__((noinline)) void product(const R* W, const R* bias, int n, int m, const N* X, N* Y, const N* H) {{
     int j = 0;
     {by_sixteen}
-    for (; j < m; j += 8) {{ {block(8)} }}
+    for (; j + 6 < m; j += 8) {block(8)}
+    if (j >= m) return;
+    {few}
 }}
 """
 
 
-def _lane_accumulate(lanes: int) -> str:
-    """Return ``accumulate``: gradients in tiles of 4 x 4, the lanes of sixteen sums folded together."""
+def _lane_accumulate(schedule: Schedule) -> str:
+    """Return ``accumulate``: gradients in tiles of 4 x 4, the lanes of sixteen sums folded together, a slot's registers one by one."""
+    lanes, registers = schedule.lanes // schedule.registers, schedule.registers
     evens, odds = (", ".join(str(k) for k in range(first, 2 * lanes, 2)) for first in (0, 1))
     folds, width = [], 16
     while width > 16 // lanes:
         width //= 2
         folds.append("".join(f"s[{k}] = pair(s[{2 * k}], s[{2 * k + 1}]);" for k in range(width)))
-    tile = "".join(f"s[{4 * i + j}] += x{i} * d{j};" for i in range(4) for j in range(4))
-    loads = "".join(f"const N x{k} = x[{k}], d{k} = d[{k}];" for k in range(4))
+
+    def tile(first: bool) -> str:
+        """Return the sums of a tile, on the way through the first inputs those of the deltas themselves too."""
+        sums = "".join(f"s[{4 * i + j}] += x{i} * d{j};" for i in range(4) for j in range(4))
+        sums += "".join(f"b{j} += d{j};" for j in range(4)) if first else ""
+        loads = ["".join(f"const V x{k} = x[{k * registers + q}], d{k} = d[{k * registers + q}];" for k in range(4))
+                 for q in range(registers)]
+        return f"""
+            V s[16] = {{}};
+            const V* x = (const V*)(X + 4 * i);
+            const V* d = (const V*)(D + 4 * j);
+            for (int r = 0; r < rows; ++r, x += stride, d += stride) {{ {"".join(f"{{ {load} {sums} }}" for load in loads)} }}
+            fold(s, G + 16L * (i * tiles + j));"""
+
+    biases = "".join(f"b[4 * (j % 4) + {k}] = b{k};" for k in range(4))
     return f"""
-static inline N pair(N a, N b) {{ return __builtin_shufflevector(a, b, {evens}) + __builtin_shufflevector(a, b, {odds}); }}
-static inline void fold(N* s, R* to) {{
+typedef R V __attribute__((ext_vector_type({lanes})));
+static inline V pair(V a, V b) {{ return __builtin_shufflevector(a, b, {evens}) + __builtin_shufflevector(a, b, {odds}); }}
+static inline void fold(V* s, R* to) {{
     {" ".join(folds)}
-    N* g = (N*)to;
+    V* g = (V*)to;
     for (int k = 0; k < {16 // lanes}; ++k) g[k] += s[k];
 }}
 static __attribute__((noinline)) void accumulate(int n, int m, const N* X, const N* D, long stride, int rows, R* G, R* Gb) {{
     const int tiles = (m + 3) / 4;
-    for (int i = 0; i < (n + 3) / 4; ++i)
-        for (int j = 0; j < tiles; ++j) {{
-            N s[16] = {{}};
-            const N* x = X + 4 * i;
-            const N* d = D + 4 * j;
-            for (int r = 0; r < rows; ++r, x += stride, d += stride) {{ {loads} {tile} }}
-            fold(s, G + 16L * (i * tiles + j));
-        }}
-    for (int j = 0; j < m; j += 16) {{
-        N s[16] = {{}};
-        for (int k = 0; k < 16 && j + k < m; k += 8) {{
-            const N* d = D + j + k;
-            N {", ".join(f"b{k} = (N)(0)" for k in range(8))};
-            for (int r = 0; r < rows; ++r, d += stride) {{ {"".join(f"b{k} += d[{k}];" for k in range(8))} }}
-            {"".join(f"s[k + {k}] = b{k};" for k in range(8))}
-        }}
-        fold(s, Gb + j);
+    stride *= {registers};
+    V b[16];
+    for (int j = 0, i = 0; j < tiles; ++j) {{
+        V {", ".join(f"b{k} = (V)(0)" for k in range(4))};
+        {tile(True)}
+        {biases}
+        if (j % 4 < 3 && j + 1 < tiles) continue;
+        for (int k = 4 * (j % 4) + 4; k < 16; ++k) b[k] = (V)(0);
+        fold(b, Gb + j / 4 * 16);
     }}
+    for (int i = 1; i < (n + 3) / 4; ++i)
+        for (int j = 0; j < tiles; ++j) {{ {tile(False)} }}
 }}
 """
 
@@ -180,12 +209,16 @@ def _wide_product() -> str:
 
     return f"""
 enum {{ LANES = sizeof(N) / sizeof(R) }};
-static __attribute__((noinline)) void product(const R* W, const R* bias, int n, int m, const R* X, R* Y) {{
+static __attribute__((noinline)) void product(const R* W, const R* bias, int n, int m, const R* X, R* Y, const R* H) {{
     const int padded = (n + {PHASES - 1}) / {PHASES} * {PHASES};
     int j = 0;
     for (; j + 3 * LANES < m; j += 4 * LANES) {{ {block(4, 4)} }}
     for (; j + LANES < m; j += 2 * LANES) {{ {block(2, 8)} }}
     for (; j < m; j += LANES) {{ {block(1, 8)} }}
+    if (!H) return;
+    N* g = (N*)Y;
+    const N* h = (const N*)H;
+    for (int k = 0; k < (m + LANES - 1) / LANES; ++k) g[k] = g[k] - g[k] * (h[k] * h[k]);
 }}
 """
 

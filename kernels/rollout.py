@@ -216,8 +216,8 @@ def pack_kernel(real: str) -> Kernel:
     """, 6)
 
 
-def assemble(schedule: Schedule, members: str, main: str, fields: Sequence[str] = FIELDS) -> Kernel:
-    """Put a kernel together: types and functions, the block of work, and how blocks are shared out."""
+def assemble(schedule: Schedule, members: str, main: str, fields: Sequence[str] = FIELDS, entry: str = "run") -> Kernel:
+    """Put a kernel together: types and functions, the block of work, how blocks are shared out, and the member that is called."""
     places = ", ".join(f"F_{n}" for n in fields)
     types = lane_math("T", schedule.real, schedule.world_lanes) + (
         lane_math("N", schedule.real, schedule.lanes) if schedule.wide else "typedef T N;")
@@ -229,7 +229,7 @@ struct K {{
     enum {{ WORLDS = {schedule.world_lanes}, BLOCK = {schedule.worlds} }};
     {types}{MEMORY}{members}{main}{WORK}
 }};
-K::run(a);
+K::{entry}(a);
 """, len(fields))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from residual_mbrl.kernels.lanes import lane_count
-from residual_mbrl.kernels.launch import lanes, units_wide
+from residual_mbrl.kernels.launch import lanes, pairs, units_wide
 from residual_mbrl.kernels.mlp import TABLE, lay_out
 from residual_mbrl.kernels.native import REALS, Kernel, lane_math
 
@@ -93,7 +93,7 @@ def test_lanes_are_those_of_a_register():
     assert lane_count("double") == lane_count() // 2
 
 
-SCHEDULES = [lanes("float", 8), lanes("float", 16), lanes("double", 4), units_wide("float"), units_wide("double")]
+SCHEDULES = [lanes("float", 8), lanes("float", 16), lanes("double", 4), pairs("float"), units_wide("float"), units_wide("double")]
 SIZES = st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4), min_size=1, max_size=3)
 
 

@@ -58,6 +58,28 @@ def test_gradient_is_that_of_torch(kind, batch, horizon, dtype):
         assert relative(getattr(found.rollout, name), getattr(exact.rollout, name)) < (1e-5 if dtype == torch.float32 else 1e-11), name
 
 
+@pytest.mark.parametrize(("worlds", "dtype"), [(64, torch.float32), (250, torch.float64)])
+def test_two_registers_of_worlds_do_as_one(worlds, dtype):
+    """Batches that fill pairs of registers, the last of them in part, as torch and as their worlds alone."""
+    from residual_mbrl.kernels.closed_loop import ClosedLoopEngine
+
+    dynamics = model("cartpole")
+    policy, value = policy_for(dynamics, hidden=(12, 7, 17)), value_for(dynamics)
+    x, tolerance = random_states(dynamics.baseline, worlds).to(dtype) / 3, 1e-5 if dtype == torch.float32 else 1e-11
+    engine = object.__new__(ClosedLoopEngine)
+    engine.real = "float" if dtype == torch.float32 else "double"
+    assert engine._schedule_for(worlds, 1) == "pairs"
+    loop, threads = Loop(value=value, discount=0.97), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = policy_gradient(dynamics, policy, x, cost_of(dynamics), 40, loop, backend="fused")
+        few = policy_gradient(dynamics, policy, x[-5:], cost_of(dynamics), 40, loop, backend="fused")
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(found, policy_gradient(dynamics, policy, x.double(), cost_of(dynamics), 40, loop, backend="torch"), tolerance)
+    assert relative(found.state[-5:], few.state) < tolerance
+
+
 def test_goals_are_seen_by_policy_and_value():
     """A goal for each step and for the end."""
     dynamics = model("double_pendulum", ("dissipative",))
@@ -209,3 +231,27 @@ def test_steps_of_adam_are_those_of_torch(kind):
         found[backend] = [torch.cat(errors), *(w.detach() for w in head.parameters()), *moments]
     for a, b in zip(found["fused"], found["torch"], strict=True):
         assert relative(a, b.double()) < 1e-9
+
+
+@pytest.mark.parametrize("count", [1500, 5000])
+def test_threads_change_a_fit_by_rounding_alone(count, monkeypatch):
+    """Steps of which each thread takes its pieces, the last one smaller, twice the same to the last bit."""
+    from residual_mbrl.kernels import regression
+    from residual_mbrl.policy_optimization.regression import train
+
+    dynamics, found, threads = model("double_pendulum"), [], torch.get_num_threads()
+    x, target = random_states(dynamics.baseline, count), numbers(count)
+    monkeypatch.setattr(regression, "THREAD_WORK", 0.0)
+    try:
+        for n in (1, 3, 3):
+            torch.set_num_threads(n)
+            head = value_for(dynamics)
+            order = torch.stack([torch.randperm(count, generator=torch.Generator().manual_seed(k)) for k in range(3)])
+            errors = train(head, x, target, torch.optim.Adam(head.parameters(), 3e-3), order, 1024, backend="fused")
+            found.append([errors, *(w.detach() for w in head.parameters())])
+    finally:
+        torch.set_num_threads(threads)
+    assert any(not torch.equal(alone, shared) for alone, shared in zip(*found[:2], strict=True))
+    for alone, shared, again in zip(*found, strict=True):
+        assert relative(shared, alone) < 1e-11
+        assert torch.equal(shared, again)

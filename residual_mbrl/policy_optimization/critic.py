@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,13 +43,17 @@ def traced_targets(running: Tensor, values: Tensor, discount: float, trace: floa
         discount: γ.
         trace: λ.
     """
-    H = running.shape[-1]
-    decay = (discount * trace) ** torch.arange(H, dtype=torch.float64)
-    later = torch.arange(H)[:, None] - torch.arange(H)[None]  # rows of the sum over steps s from t on: [s, t]
-    sums = torch.where(later >= 0, decay[later.clamp_min(0)], 0.0).to(running)
     steps = running + discount * (1 - trace) * values[..., 1:]
-    steps = torch.cat([steps[..., :-1], steps[..., -1:] + discount * trace * values[..., -1:]], -1)
-    return steps @ sums
+    steps[..., -1] += discount * trace * values[..., -1]
+    return steps @ _sums(running.shape[-1], discount * trace, running.dtype, running.device)
+
+
+@cache
+def _sums(steps: int, decay: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the rows of the sum over steps s from t on, shape [s, t]."""
+    later = torch.arange(steps)[:, None] - torch.arange(steps)[None]
+    powers = decay ** torch.arange(steps, dtype=torch.float64)
+    return torch.where(later >= 0, powers[later.clamp_min(0)], 0.0).to(device, dtype)
 
 
 def fit_value(value: Value, slow: Value, optimizer: torch.optim.Adam, states: Tensor, running: Tensor, discount: float,
@@ -68,17 +73,19 @@ def fit_value(value: Value, slow: Value, optimizer: torch.optim.Adam, states: Te
     """
     targets = traced_targets(running, outputs(slow, states, backend=backend), discount, options.trace).flatten()
     x = states[..., :-1, :].reshape(-1, states.shape[-1])
-    sound = torch.isfinite(targets) & torch.isfinite(x).all(-1)
-    x, targets = x[sound], targets[sound]
+    if not torch.isfinite(targets.sum() + x.sum()):
+        sound = torch.isfinite(targets) & torch.isfinite(x).all(-1)
+        x, targets = x[sound], targets[sound]
     if not len(targets):
         return float("nan")
     if float(value.scale) == 1.0:  # once, from the first data: a network's outputs are about one
         for module in (value, slow):
             module.scale.fill_(float(targets.square().mean().sqrt().clamp_min(1e-6)))
-    order = torch.stack([torch.randperm(len(targets), generator=generator) for _ in range(options.rounds)])
+    order = torch.empty(options.rounds, len(targets), dtype=torch.int64)
+    for row in order:
+        torch.randperm(len(targets), generator=generator, out=row)
     errors = train(value, x, targets, optimizer, order, -(-len(targets) // options.batches), largest=options.largest,
                    unit=float(value.scale) ** 2, backend=backend)
     with torch.no_grad():
-        for a, b in zip(slow.parameters(), value.parameters(), strict=True):
-            a.lerp_(b, options.follow)
+        torch._foreach_lerp_(list(slow.parameters()), list(value.parameters()), options.follow)
     return float(errors.reshape(options.rounds, -1)[-1].mean())

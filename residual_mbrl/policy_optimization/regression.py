@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -66,10 +67,11 @@ def regression(head: Head, state: Tensor, target: Tensor, goal: Tensor | None = 
         fit = fused_fit(head, warp_form_of(head, head.warp_form), flat, data, target.reshape(flat.shape[0], -1).to(flat))
         by = dict(zip(weight_names(head), fit.weights, strict=True))
         return Regression(float(fit.errors.mean()), {n: by[n] for n, _ in head.named_parameters()})
+    named = dict(head.named_parameters())
     with torch.enable_grad():
         error = (head(state, goal=goal) - target).square().sum() / state.shape[0]
-        slopes = torch.autograd.grad(error, list(head.parameters()))
-    return Regression(float(error.detach()), dict(zip((n for n, _ in head.named_parameters()), slopes, strict=True)))
+        slopes = torch.autograd.grad(error, list(named.values()))
+    return Regression(float(error.detach()), dict(zip(named, slopes, strict=True)))
 
 
 def train(head: Head, state: Tensor, target: Tensor, adam: torch.optim.Adam, order: Tensor, size: int, *, largest: float = float("inf"),
@@ -89,36 +91,50 @@ def train(head: Head, state: Tensor, target: Tensor, adam: torch.optim.Adam, ord
         unit: What squared errors are counted in, so that a rate does not depend on the targets' unit.
         backend: "auto" and "fused" use the kernel where there is one.
     """
-    weights = [dict(head.named_parameters())[n] for n in weight_names(head)]
+    named = dict(head.named_parameters())
+    weights = [named[n] for n in weight_names(head)]
     if not _fuses(head, state, backend) or any(w.dtype != state.dtype for w in weights):
         seen = []
         for row in order:
             for part in row.split(size):
                 found = regression(head, state[part], target[part], backend=backend)
-                apply(head, {n: g / unit for n, g in found.weights.items()}, adam, largest)
+                slopes = torch._foreach_div(list(found.weights.values()), unit)
+                apply(head, dict(zip(found.weights, slopes, strict=True)), adam, largest)
                 seen.append(found.error)
         return torch.tensor(seen, dtype=state.dtype)
     x, data = _flattened(head, state, None)
-    group, known = adam.param_groups[0], [adam.state.get(w, {}) for w in weights]
-    mean, square = (torch.cat([(k[n] if n in k else torch.zeros_like(w)).reshape(-1) for k, w in zip(known, weights, strict=True)])
-                    for n in ("exp_avg", "exp_avg_sq"))
-    begun = float(known[0].get("step", 0.0))
-    moments = Moments(mean, square, [begun, group["lr"], *group["betas"], group["eps"], largest, unit])
+    for w in weights:
+        if not adam.state[w]:
+            adam.state[w] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
+    group, known = adam.param_groups[0], [adam.state[w] for w in weights]
+    rows = [weights, *([k[n] for k in known] for n in ("exp_avg", "exp_avg_sq"))]
+    mean, square = (torch.cat([t.reshape(-1) for t in row]) for row in rows[1:])
+    moments = Moments(mean, square, [float(known[0]["step"]), group["lr"], *group["betas"], group["eps"], largest, unit])
     wanted = target.reshape(x.shape[0], -1).to(x)
     flat, errors, step = fused_training(head, warp_form_of(head, head.warp_form), x, data, wanted, order, size, moments)
     sizes = [w.numel() for w in weights]
     with torch.no_grad():
-        for w, new, m, v in zip(weights, flat.split(sizes), mean.split(sizes), square.split(sizes), strict=True):
-            w.copy_(new.view_as(w))
-            adam.state[w] = {"step": torch.tensor(float(step)), "exp_avg": m.view_as(w).clone(), "exp_avg_sq": v.view_as(w).clone()}
+        for old, new in zip(rows, (flat, mean, square), strict=True):
+            torch._foreach_copy_(old, [part.view_as(w) for w, part in zip(weights, new.split(sizes), strict=True)])
+        for k in known:
+            k["step"].fill_(float(step))
     return errors
 
 
 def apply(module: nn.Module, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer, largest: float | None = None) -> float:
-    """Let an optimiser take a step along gradients by name, cut to a largest norm; return their norm."""
-    for name, weight in module.named_parameters():
-        weight.grad = gradients[name]
-    norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), float("inf") if largest is None else largest))
+    """Let an optimiser take a step along gradients by name, cut to a largest norm; return their norm.
+
+    Where the norm is not finite nothing is changed.
+    """
+    weights = dict(module.named_parameters())
+    slopes = [gradients[name] for name in weights]
+    norm = float(torch.nn.utils.get_total_norm(slopes))
+    if not math.isfinite(norm):
+        return norm
+    if largest is not None and norm + 1e-6 > largest:
+        slopes = list(torch._foreach_mul(slopes, largest / (norm + 1e-6)))
+    for weight, slope in zip(weights.values(), slopes, strict=True):
+        weight.grad = slope
     optimizer.step()
     return norm
 
@@ -128,11 +144,11 @@ def _fuses(head: Head, state: Tensor, backend: Backend) -> bool:
     return backend != "torch" and state.device.type == "cpu" and refusal(policy, value) is None
 
 
-def _flattened(head: Head, state: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return states [N, nx] and data [N, goal and noise] as kernels want them."""
+def _flattened(head: Head, state: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return states [N, nx] and data [N, goal and noise] as kernels want them; no data for a head that has none."""
     x = state.detach().reshape(-1, state.shape[-1])[:, : head.space.nx]
-    noise = 0 if isinstance(head, Value) else head.noise_size
-    d = x.new_zeros(x.shape[0], max(1, head.goal_size + noise))
-    if goal is not None:
+    size = head.goal_size + (0 if isinstance(head, Value) else head.noise_size)
+    d = x.new_zeros(x.shape[0], size) if size else None
+    if goal is not None and d is not None:
         d[:, : head.goal_size] = goal.reshape(-1, head.goal_size)
     return x, d

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -210,14 +211,13 @@ class Run:
         for group in self.adam.param_groups:
             group["lr"] = o.rate * max(0.05, 1 - meta["iteration"] / o.iterations)
         meta["steps"] += self.state[..., 0].numel() * horizon
-        norm, error = float("nan"), float("nan")
-        if all(bool(torch.isfinite(g).all()) for g in found.weights.values()):
-            norm = apply(self.policy, {n: g / found.costs.numel() for n, g in found.weights.items()}, self.adam, o.largest)
-            if self.value is not None and self.slow is not None and self.critic_adam is not None:
-                error = fit_value(self.value, self.slow, self.critic_adam, rollout.states, rollout.running, o.discount, o.critic,
-                                  self.generator, backend)
-        else:
-            meta["skipped"] += 1
+        slopes = torch._foreach_div(list(found.weights.values()), found.costs.numel())
+        norm, error = apply(self.policy, dict(zip(found.weights, slopes, strict=True)), self.adam, o.largest), float("nan")
+        if not math.isfinite(norm):
+            norm, meta["skipped"] = float("nan"), meta["skipped"] + 1
+        elif self.value is not None and self.slow is not None and self.critic_adam is not None:
+            error = fit_value(self.value, self.slow, self.critic_adam, rollout.states, rollout.running, o.discount, o.critic,
+                              self.generator, backend)
         self._go_on(rollout, horizon)
         if o.audit_every and meta["iteration"] % o.audit_every == 0:
             self._judge_horizon(backend)
