@@ -29,21 +29,32 @@ from residual_mbrl.windows import cut_windows
 FREE = ["inertia", "viscous", "gravity_moment"]
 
 
-def test_gain_is_that_of_the_fisher_information():
-    """By automatic differentiation of the rollout, at the model's own values."""
+@pytest.mark.parametrize("known", [True, False])
+def test_gain_is_that_of_the_fisher_information(known):
+    """By automatic differentiation of the rollout, at the model's own values; of all unknowns, where the first state is one."""
     model, u = problem.dynamics(viscous=0.2), 5 * torch.randn(3, 30, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = torch.tensor([0.3, 0.0], dtype=torch.float64)
-    options = InformationOptions(free=FREE, noise=[1e-3, 2e-3], draws=1, spread=0.2)
+    options = InformationOptions(free=FREE, noise=[1e-3, 2e-3], draws=1, spread=0.2, first_known=known)
     found, noise = information_gain(model, x, u, options), torch.tensor([1e-3, 2e-3], dtype=torch.float64)
     for k in range(3):
-        def states(values, k=k):
-            return rollout(model, x, u[k], dict(zip(FREE, values.unbind(), strict=True)), backend="torch")[1:] / noise
+        def states(values, first, k=k):
+            return rollout(model, first, u[k], dict(zip(FREE, values.unbind(), strict=True)), backend="torch")[known:] / noise
 
         nominal = torch.tensor([model.values[n] for n in FREE], dtype=torch.float64)
-        scale = torch.tensor([model.baseline.parameters[n].scale for n in FREE], dtype=torch.float64)
-        slopes = torch.autograd.functional.jacobian(states, nominal).reshape(-1, 3) * scale
-        exact = 0.5 * torch.logdet(torch.eye(3, dtype=torch.float64) + 0.04 * slopes.T @ slopes)
+        by_value, by_first = torch.autograd.functional.jacobian(states, (nominal, x))
+        slopes = torch.cat([by_value.reshape(-1, 3) * nominal, by_first.reshape(-1, 2)[:, : 0 if known else 2]], -1)
+        error = torch.linalg.inv(slopes.T @ slopes)[:3, :3]
+        exact = 0.5 * torch.logdet(torch.eye(3, dtype=torch.float64) + 0.04 * torch.linalg.inv(error))
         assert float(found[k]) == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_what_is_counted_follows_the_model():
+    """A parameter's unit is its value in the model, not that of the data sheet, so that a small friction is not drawn as a large one."""
+    u = torch.tensor(random_excitation(problem.dynamics(), problem.task(), 30, 0))
+    for draws in (1, 6):
+        options = InformationOptions(free=["viscous"], noise=1e-4, spread=0.3, draws=draws)
+        low, high = (information_gain(problem.dynamics(viscous=v), torch.zeros(2).double(), u, options) for v in (0.05, 0.1))
+        assert float(high - low) == pytest.approx(np.log(2), abs=0.1)
 
 
 def test_searched_excitation_says_more_than_random():
@@ -133,19 +144,21 @@ def test_expected_error_is_that_of_the_inverse_information():
     assert torch.isinf(expected_error(model, first, u, tight, 3)).all()
 
 
-def test_identified_parameters_err_as_expected():
-    """The root mean square over experiments, within the chance of thirty of them."""
+@pytest.mark.parametrize("known", [True, False])
+def test_identified_parameters_err_as_expected(known):
+    """The root mean square over experiments, within the chance of thirty of them, first states known or estimated."""
     model, task = problem.dynamics(viscous=0.2), problem.task()
     u, noise = torch.tensor(random_excitation(model, task, 40, 1)), 1e-2
-    options = InformationOptions(free=FREE, noise=noise, draws=1, spread=10.0)
+    options = InformationOptions(free=FREE, noise=noise, draws=1, spread=10.0, first_known=known)
     expected = float(expected_error(model, torch.zeros(2).double(), u, options))
     states = rollout(model, torch.zeros(2).double(), u).detach().numpy()
     off = []
     for seed in range(30):
         noisy = states + noise * np.random.default_rng(seed).standard_normal(states.shape)
-        noisy[0] = states[0]
+        if known:
+            noisy[0] = states[0]
         log = Episode(name="log", states=noisy, actions=u.numpy()).trajectory(model.space, model.dt)
         found = identify(model, state_sensor(model.space, noise), cut_windows([log], model.dt),
-                         IdentifyOptions(free=FREE, candidates=1, starts=1, loss="linear"))
-        off.append([(found.dynamics.values[n] - model.values[n]) / model.baseline.parameters[n].scale for n in FREE])
+                         IdentifyOptions(free=FREE, candidates=1, starts=1, loss="linear", start_std=None if known else [noise] * 2))
+        off.append([found.dynamics.values[n] / model.values[n] - 1 for n in FREE])
     assert float(np.sqrt(np.mean(np.square(off)))) == pytest.approx(expected, rel=0.3)
