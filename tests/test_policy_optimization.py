@@ -151,7 +151,7 @@ def test_distilled_policy_does_as_its_expert():
 
 
 def test_value_is_the_cost_to_come():
-    """Of the policy that it was fitted under: to two fifths of their spread over states of the task, in the middle one of three trainings."""
+    """Of the policy that it was fitted under: to two fifths of their spread over states, in the middle one of three trainings."""
     errors, x = [], problem.task().starts(7, 200, dtype=torch.float32)
     for seed in range(3):  # one training ends at a tenth or at a half, as rounding has it, in torch too
         options = TrainingOptions(**{**FEW, "iterations": 400, "critic": CriticOptions(rounds=24), "seed": seed})
