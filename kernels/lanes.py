@@ -54,7 +54,7 @@ def _seconds_per_world(real: str, count: int) -> float:
     K::T units[{2 * UNITS}];
     for (int k = 0; k < {2 * UNITS}; ++k) units[k] = (K::T)(0.01f * k);
     for (long n = 0; n < {PRODUCTS}; ++n) {{
-        K::product((K::R*)a[0], (K::R*)a[1], {UNITS}, {UNITS}, units, units + {UNITS});
+        K::product((K::R*)a[0], (K::R*)a[1], {UNITS}, {UNITS}, units, units + {UNITS}, 0);
         units[0] += units[{UNITS}] * 1e-9f;
     }}
     *(K::R*)a[1] = units[0][0] * 0;

@@ -1,4 +1,4 @@
-"""Networks inside a kernel: packed weights, forward, adjoint and weight gradients, in two schedules of one interface.
+"""Networks inside a kernel: packed weights, forward, adjoint and weight gradients, in schedules of one interface.
 
 A network is a table of layers that the kernel reads at run time, so one compiled kernel serves every width and depth.
 A *row* holds all units of one step of one block of worlds, each network's inputs, hidden units and outputs in segments; a
@@ -6,6 +6,8 @@ A *row* holds all units of one step of one block of worlds, each network's input
 
 - ``lanes``: a block is as many worlds as a register has lanes, and a slot is a register. Sixteen outputs are summed at a time, so
   that sixteen multiply-adds are in flight: 238 GFLOP/s on one Zen 5 core for a 64 x 64 layer, 91 % of its peak (BLAS: 90 GFLOP/s).
+- ``pairs``: a slot is two registers, for closed loops and fits with worlds or samples enough. A weight that is loaded serves both,
+  so that not loads but multiply-adds are the limit.
 - ``units``: a block is one world, and a register holds 16 units of a layer: no lane is wasted on a batch of one.
 
 Weight gradients are matrix products over all rows of a chunk of time and all worlds: a tile of them stays in registers while the

@@ -54,7 +54,7 @@ def test_threads_of_our_own_compute_the_same(fused, monkeypatch):
 def test_threads_pause_where_they_do_not_pay(monkeypatch):
     """After a launch that took longer than one thread alone, the next ones go alone, twice as many each time."""
     monkeypatch.setattr(launch, "PATIENCE", 0.0)
-    pace, tried = launch._Pace(), []
+    pace, tried = launch.Pace(), []
 
     def call(values):
         tried.append(bool(values[launch.REGION]))
