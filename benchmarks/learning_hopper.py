@@ -49,7 +49,10 @@ def altered(model: Any, t: dict[str, float]) -> None:
 
 
 def engine(t: dict[str, float] | None = None) -> mujoco.MjModel:
-    """Return the model that is planned in, of Gymnasium's hopper or of a plant; friction with the ground, the larger of the two, is the foot's."""
+    """Return the model that is planned in, of Gymnasium's hopper or of a plant.
+
+    The foot's friction is that with the ground, which is the larger of the two: the ground's own is made small.
+    """
     spec = mujoco.MjSpec.from_file(str(Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "hopper.xml"))
     spec.option.timestep, spec.option.integrator = ENGINE, mujoco.mjtIntegrator.mjINT_EULER
     model: Any = spec.compile()
@@ -96,13 +99,13 @@ def hopper() -> Case:
         x[:, 1] = 1.25
         return x
 
-    planner = {"iterations": 3, "elites": 8, "knots": 7}
+    planner = ICEMOptions(samples=60, iterations=3, elites=8, knots=7)
     return Case(plant=plant, baseline=known,
                 true=lambda seed: ResidualDynamics(MujocoSimulator(engine(drawn(seed, HOPPER)), dt=DT, threads=1)),
                 corrected=lambda base, seed: ResidualDynamics(base), reward=lambda seed: reward, start=start, steps=50, limit=1.0,
-                angles=space.position[2:], positions=space.position[1:2], fastest=200.0, bound=0.0, over=fallen, dt=DT,
+                angles=space.position[2:], positions=space.position[1:2], fastest=500.0, bound=0.0, over=fallen, dt=DT,
                 noise=np.array([5e-4] * 2 + [1e-3] * 4 + [5e-3] * 2 + [1e-2] * 4), off=OFF, horizon=20, collected=50, explored=50,
-                episodes=3, window=2, end=lambda x: 10 * (1 - standing(x)),
-                planner=ICEMOptions(samples=60, **planner), opening=ICEMOptions(samples=120, **{**planner, "iterations": 5, "elites": 15}),
+                episodes=3, alone_episodes=8, window=2, end=lambda x: 10 * (1 - standing(x)),
+                planner=planner, opening=replace(planner, samples=120, iterations=5, elites=15),
                 points={"ours": (15.0, 30.0, 60.0), "PETS": (60.0, 120.0, 300.0, 600.0), "SAC": (60.0, 300.0, 600.0, 1200.0),
                         "PPO": (60.0, 300.0, 600.0, 1200.0)})

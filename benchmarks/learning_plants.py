@@ -80,6 +80,7 @@ class Case:
         collected: Steps of an episode that is learned from.
         explored: The same of networks that know nothing, which are given more and fitted less often.
         episodes: Of a round.
+        alone_episodes: The same of networks that know nothing; as many where missing.
         spring: Typical force of learned springs, zero for none [N or N·m].
         window: Steps that our model is to predict.
         alone_window: Steps that networks that know nothing are to predict.
@@ -108,6 +109,7 @@ class Case:
     collected: int
     explored: int
     episodes: int = 1
+    alone_episodes: int | None = None
     practice: Callable[[torch.Generator, int], Tensor] | None = None
     positions: bool | Sequence[str] = True
     over: Callable[[Tensor], Tensor] | None = None
