@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import tyro
 from common import Options, machine, say, show
+from learning_cases import CASES
 from learning_cells import METHODS, POINTS, Cell
-from learning_plants import CASES
 from scipy.stats import trim_mean
 
 from residual_mbrl.bootstrap import draw

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from learning_plants import CASES, Case, Seen
+from learning_cases import CASES
+from learning_plants import Case, Seen
 
-from residual_mbrl.dynamics import ResidualDynamics, ensemble
+from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.files import load_json, write_json
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
-from residual_mbrl.learning import Budget, LearnedRound, LearnOptions, Planning, actor, learn
+from residual_mbrl.learning import Budget, LearnOptions, Planning, actor, learn
 from residual_mbrl.learning.acting import Act
 from residual_mbrl.learning.models import load_model
-from residual_mbrl.planners import ICEMOptions
 from residual_mbrl.policies import MLPPolicy, angles_turned
 from residual_mbrl.policy_optimization import TrainingOptions, apg
 
@@ -27,7 +27,7 @@ Points = dict[str, list[float]]
 MEMBERS = 5
 POINTS = {"idle": (0.0,), "nominal": (0.0,), "true": (0.0,), "ours": (2.5, 5.0, 10.0), "policy": (10.0,), "PETS": (10.0, 20.0, 50.0, 100.0),
           "SAC": (10.0, 50.0, 100.0, 200.0)}
-"""Seconds of plant data at which methods are evaluated."""
+"""Seconds of plant data at which methods are evaluated on plants that do not say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Cell:
     @property
     def points(self) -> tuple[float, ...]:
         """Seconds of plant data at which it is evaluated."""
-        return tuple(p for p in POINTS[self.method] if p <= self.longest)
+        return tuple(p for p in self.case.points.get(self.method, POINTS[self.method]) if p <= self.longest)
 
     @property
     def case(self) -> Case:
@@ -86,8 +86,7 @@ class Cell:
 
 def planning(case: Case) -> Planning:
     """Return the planner of all models."""
-    return Planning(steps=case.horizon, options=ICEMOptions(samples=100, iterations=3, elites=10),
-                    opening=ICEMOptions(samples=300, iterations=8, elites=15))
+    return Planning(steps=case.horizon, options=case.planner, opening=case.opening)
 
 
 def idle(cell: Cell) -> Points:
@@ -108,11 +107,14 @@ def true(cell: Cell) -> Points:
 
 def ours(cell: Cell) -> Points:
     """Identify what is known, learn friction (and springs), and plan."""
-    noise, case = cell.case.noise.tolist(), cell.case
-    options = LearnOptions(window=case.window, stride=case.window // 2, noise=noise, seed=cell.seed,
-                           identify=IdentifyOptions(candidates=8, starts=1, start_std=noise),
+    case = cell.case
+    noise, stride = case.noise.tolist(), case.window // 2
+    identify = IdentifyOptions(candidates=8, starts=1, start_std=noise)
+    if case.off is not None:  # what is measured errs by less than the model does: windows begin where it says
+        noise, stride, identify = case.off.tolist(), case.window, IdentifyOptions(candidates=1, starts=1, iterations=15)
+    options = LearnOptions(window=case.window, stride=stride, noise=noise, seed=cell.seed, identify=identify,
                            fit=FitOptions(rounds=3, iterations=5, ridge=0.01, start_std=noise))
-    return _learned(cell, "ours", case.corrected(cell.seed), options)
+    return _learned(cell, "ours", case.learned(cell.seed), options)
 
 
 def pets(cell: Cell) -> Points:
@@ -125,20 +127,17 @@ def pets(cell: Cell) -> Points:
 
 
 def _learned(cell: Cell, method: str, model: ResidualDynamics, options: LearnOptions) -> Points:
-    case, out = cell.case, cell.folder(method)
-    todo, found = list(cell.points), Points()
-    like = model if options.members == 1 else ensemble([model] * options.members)
-
-    def evaluate(made: LearnedRound) -> None:
-        while todo and made.seconds > todo[0] - 1.0:
-            kept = out / f"returns_{todo[0]:g}.json"
-            if not kept.exists():
-                write_json(kept, cell.planned(load_model(out / f"round_{made.round:03d}" / "model", like)))
-            got: Any = load_json(kept.read_bytes())
-            found[f"{todo.pop(0):g}"] = got
-
-    budget = Budget(rounds=400, seconds=max(todo), episodes=case.episodes, steps=case.collected if method == "ours" else case.explored)
-    learn(Seen(case.plant(cell.seed), case.noise), model, case.task(cell.seed), planning(case), budget, out, options, progress=evaluate)
+    """Learn until each point, no longer, and plan in the model there; more seconds go on from the round that the last ones ended in."""
+    case, out, found = cell.case, cell.folder(method), Points()
+    episodes, steps = (case.episodes, case.collected) if method == "ours" else (case.alone_episodes or case.episodes, case.explored)
+    for at in cell.points:
+        kept = out / f"returns_{at:g}.json"
+        if not kept.exists():
+            budget = Budget(rounds=400, seconds=at, episodes=episodes, steps=steps)
+            learned = learn(Seen(case.plant(cell.seed), case.noise), model, case.task(cell.seed), planning(case), budget, out, options)
+            write_json(kept, cell.planned(learned.dynamics))
+        got: Any = load_json(kept.read_bytes())
+        found[f"{at:g}"] = got
     return found
 
 
@@ -146,7 +145,7 @@ def policy(cell: Cell) -> Points:
     """Train a network in the model that ours came to; it sees no more of the plant."""
     case, ran = cell.case, cell.folder("ours")
     last = max(int(p.parent.name[-3:]) for p in ran.glob("round_*/round.json"))
-    model, space = load_model(ran / f"round_{last:03d}" / "model", case.corrected(cell.seed)), case.baseline().space
+    model, space = load_model(ran / f"round_{last:03d}" / "model", case.learned(cell.seed)), case.baseline().space
     task = case.task(cell.seed)
     found = []
     for trial in range(2):  # the one that the model likes better

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import cart_pole_plant
@@ -20,6 +20,7 @@ from residual_mbrl.baselines import Baseline
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.function_cost import FunctionCost
 from residual_mbrl.learning import GymnasiumPlant, Plant, network_alone
+from residual_mbrl.planners import ICEMOptions
 from residual_mbrl.residuals import DryFriction, Feature, JointSprings
 from residual_mbrl.tasks import Task
 
@@ -75,14 +76,22 @@ class Case:
         bound: Largest dry friction that may be learned [N or N·m].
         noise: Standard deviation of each measured state entry.
         horizon: Steps of a plan.
-        positions: Whether the plant differs along positions that are not angles.
+        positions: Whether the plant differs along positions that are not angles, or along which of them.
         collected: Steps of an episode that is learned from.
         explored: The same of networks that know nothing, which are given more and fitted less often.
         episodes: Of a round.
+        alone_episodes: The same of networks that know nothing; as many where missing.
         spring: Typical force of learned springs, zero for none [N or N·m].
         window: Steps that our model is to predict.
         alone_window: Steps that networks that know nothing are to predict.
         practice: First states of policies in training; the task's where missing.
+        corrected: From what is known and a seed to the model that ours learns; with dry friction of every joint where missing.
+        dt: Seconds of a step.
+        off: What a model that is as good as it can be is off by after some steps, shape [nx]; the noise where missing.
+        end: Cost of a plan's last state; nothing where missing.
+        planner: Of all models.
+        opening: Of an episode's first plan.
+        points: Seconds of plant data at which methods are evaluated, where they are not those of the other plants.
     """
 
     plant: Callable[[int], Plant]
@@ -100,17 +109,25 @@ class Case:
     collected: int
     explored: int
     episodes: int = 1
+    alone_episodes: int | None = None
     practice: Callable[[torch.Generator, int], Tensor] | None = None
-    positions: bool = True
+    positions: bool | Sequence[str] = True
     over: Callable[[Tensor], Tensor] | None = None
     spring: float = 0.0
     window: int = 20
     alone_window: int = 2
+    corrected: Callable[[Baseline, int], ResidualDynamics] | None = None
+    dt: float = DT
+    off: Array | None = None
+    end: Callable[[Tensor], Tensor] | None = None
+    planner: ICEMOptions = ICEMOptions(samples=100, iterations=3, elites=10)
+    opening: ICEMOptions = ICEMOptions(samples=300, iterations=8, elites=15)
+    points: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def task(self, seed: int) -> Task:
         """Return the task: one minus the reward is the cost of a step."""
-        reward, nu = self.reward(seed), self.baseline().space.nu
-        cost = FunctionCost(space=self.baseline().space, running=lambda x, u, r: 1 - reward(x, u), terminal=lambda x, r: 0 * x[..., 0])
+        reward, end, nu = self.reward(seed), self.end or (lambda x: 0 * x[..., 0]), self.baseline().space.nu
+        cost = FunctionCost(space=self.baseline().space, running=lambda x, u, r: 1 - reward(x, u), terminal=lambda x, r: end(x))
         bound = torch.full((nu,), self.limit)
         return Task(cost=cost, start=self.start, practice=self.practice, steps=self.steps, low=-bound, high=bound, over=self.over)
 
@@ -118,9 +135,11 @@ class Case:
         """Return what is known."""
         return ResidualDynamics(self.baseline())
 
-    def corrected(self, seed: int) -> ResidualDynamics:
-        """Return what is known with dry friction of every joint, and springs where the case says so, to be learned."""
+    def learned(self, seed: int) -> ResidualDynamics:
+        """Return what is known with what is to be learned: dry friction of every joint, and springs where the case says so."""
         base = self.baseline()
+        if self.corrected is not None:
+            return self.corrected(base, seed)
         friction = DryFriction(nv=base.space.nv, features=[Feature(source="velocity", transform="abs")], sizes=[base.space.nv],
                                bound=self.bound, hidden=(), seed=seed)
         springs = [JointSprings(nq=base.space.nq, units=2, scale=self.spring)] if self.spring else []
@@ -128,7 +147,7 @@ class Case:
 
     def alone(self, seed: int) -> ResidualDynamics:
         """Return a network that knows nothing."""
-        return network_alone(self.baseline().space, dt=DT, bound=self.fastest, angles=self.angles, positions=self.positions,
+        return network_alone(self.baseline().space, dt=self.dt, bound=self.fastest, angles=self.angles, positions=self.positions,
                              hidden=(64, 64), seed=seed)
 
 
@@ -303,6 +322,3 @@ def reacher() -> Case:
     return Case(plant=plant, baseline=lambda: Reacher(dt=DT), true=true, reward=reward, start=start, steps=50, limit=STRONGEST,
                 angles=("joint1", "joint2"), fastest=600.0, bound=30.0, noise=np.array([4e-4, 4e-4, 4e-3, 4e-3]), horizon=20, collected=50,
                 explored=50, episodes=2)
-
-
-CASES: Mapping[str, Callable[[], Case]] = {"cart-pole": cart_pole, "double pendulum": double_pole, "reacher": reacher}

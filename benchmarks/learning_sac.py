@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 import torch
-from learning_plants import DT, Case, Seen
+from learning_plants import Case, Seen
 from numpy.typing import NDArray
 from stable_baselines3 import SAC
 
@@ -61,7 +61,7 @@ def soft_actor_critic(cell: Cell, points: Sequence[float]) -> Points:
     learner = SAC("MlpPolicy", env, seed=cell.seed, learning_starts=500, verbose=0, device="cpu")
     found: Points = {}
     for at in points:
-        learner.learn(round(at / DT) - learner.num_timesteps, reset_num_timesteps=False)
+        learner.learn(round(at / cell.case.dt) - learner.num_timesteps, reset_num_timesteps=False)
         found[f"{at:g}"] = cell.returns(lambda _: lambda state, t: cell.case.limit * np.asarray(
             learner.predict(env.shown(state), deterministic=True)[0], np.float64))
     return found

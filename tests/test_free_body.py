@@ -78,3 +78,13 @@ def test_a_network_alone_runs_fused(members: int) -> None:
         found[backend] = [states, *torch.autograd.grad(states[..., -1, :].square().sum(), list(model.parameters()))]
     for a, b in zip(*found.values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("positions", "seen"), [(True, 6), (False, 5), (["b"], 6), ([], 5)])
+def test_a_network_alone_sees_the_positions_it_is_told_to(positions: bool | list[str], seen: int) -> None:
+    """One angle as sine and cosine, two velocities, one action, and where asked for the other position."""
+    space = StateSpace(position=("a", "b"), velocity=("va", "vb"), action=("u",))
+    model = network_alone(space, dt=0.05, bound=1.0, angles=["a"], positions=positions)
+    assert model.corrections[0].features.outputs == seen
+    with pytest.raises(ValueError, match="no positions"):
+        network_alone(space, dt=0.05, bound=1.0, positions=["c"])

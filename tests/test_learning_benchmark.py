@@ -18,11 +18,11 @@ def plants():
     """The module of the plants."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
+        import learning_cases
         import learning_cells
-        import learning_plants
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return learning_plants, learning_cells
+    return learning_cases, learning_cells
 
 
 def followed(case, seed, steps, share):
@@ -48,6 +48,16 @@ def test_the_true_model_is_the_plant(plants, name, share):
     assert off["nominal"] > 3 * off["true"]
 
 
+def test_the_true_hopper_is_the_plant_to_its_coarser_engine(plants):
+    """Step by step, through the ground's contact: off by what is said of it, and what is known by three times that."""
+    case = plants[0].CASES["hopper"]()
+    states, actions = followed(case, 3, 15, 0.3)
+    off = {m: ((dynamics.step(states[:-1], actions) - states[1:]).detach() / torch.tensor(case.off)).square().mean().sqrt()
+           for m, dynamics in (("true", case.true(3)), ("nominal", case.nominal()))}
+    assert off["true"] < 1.5
+    assert off["nominal"] > 3 * off["true"]
+
+
 @pytest.mark.parametrize("name", [pytest.param("double pendulum", marks=pytest.mark.slow), "reacher"])
 def test_equations_are_the_same_in_torch_and_in_kernels(plants, name):
     """Values and gradients by the actions, with every kind of friction."""
@@ -65,7 +75,7 @@ def test_equations_are_the_same_in_torch_and_in_kernels(plants, name):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["cart-pole", "double pendulum", "reacher"])
+@pytest.mark.parametrize("name", ["cart-pole", "double pendulum", "reacher", "hopper"])
 def test_rewards_lie_between_zero_and_one(plants, name):
     """Anywhere; so do their differences to one, which are what planners minimise."""
     case = plants[0].CASES[name]()

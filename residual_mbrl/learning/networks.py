@@ -10,7 +10,7 @@ from residual_mbrl.residuals import Feature, Unstructured
 from residual_mbrl.spaces import StateSpace
 
 
-def network_alone(space: StateSpace, *, dt: float, bound: float, angles: Sequence[str] = (), positions: bool = True,
+def network_alone(space: StateSpace, *, dt: float, bound: float, angles: Sequence[str] = (), positions: bool | Sequence[str] = True,
                   hidden: Sequence[int] = (64, 64), seed: int = 0) -> ResidualDynamics:
     """Return a model of which nothing is known but that positions are the integrals of velocities: accelerations are a network's.
 
@@ -21,17 +21,18 @@ def network_alone(space: StateSpace, *, dt: float, bound: float, angles: Sequenc
         dt: Seconds of a step.
         bound: Largest acceleration of each degree of freedom.
         angles: Positions that repeat after a turn, which the network sees as sine and cosine.
-        positions: Whether it sees the other positions; none where the plant is the same everywhere along them.
+        positions: Whether it sees the other positions, or which of them: not those along which the plant is the same everywhere.
         hidden: Hidden tanh units of each layer.
         seed: Of the initial weights.
 
     Raises:
-        ValueError: if an angle is no position.
+        ValueError: if a name is no position.
     """
-    unknown = set(angles) - set(space.position)
+    shown = space.position if positions is True else positions or ()
+    unknown = {*angles, *shown} - set(space.position)
     if unknown:
         raise ValueError(f"network_alone: there are no positions {sorted(unknown)}; there are {list(space.position)}")
     turned = [Feature(source=n, transform=f) for n in angles for f in ("sin", "cos")]
-    plain = [Feature(source=n) for n in space.position if n not in angles and positions]
+    plain = [Feature(source=n) for n in shown if n not in angles]
     seen = [*turned, *plain, *(Feature(source=n) for n in (*space.velocity, *space.action))]
     return ResidualDynamics(FreeBody(space, dt=dt), [Unstructured(nv=space.nv, features=seen, bound=bound, hidden=hidden, seed=seed)])
