@@ -6,7 +6,7 @@ Every seed is another plant: each of its properties is drawn about the usual one
 - ours: ``learn`` with the same planner in what is known, identified, with a small learned force, from 10 s of the plant;
 - policy: a network trained by back-propagation through our model after those 10 s, without any more of the plant;
 - PETS: ``learn`` with the same planner in five networks that know nothing, up to ten times the data, three seeds;
-- SAC: stable-baselines3, up to twenty times the data, three seeds.
+- SAC, PPO: stable-baselines3, up to twenty times the data, three seeds.
 
 The reward of a step is in [0, 1], the same for all; planners minimise its difference to one. The score of a seed is the mean return of
 some episodes, whose starts and noise are the same for all, over that of the true model's MPC; an episode that ends early earns nothing
@@ -27,14 +27,14 @@ import numpy as np
 import torch
 import tyro
 from common import Options, machine, say, show
+from learning_cases import CASES
 from learning_cells import METHODS, POINTS, Cell
-from learning_plants import CASES
 from scipy.stats import trim_mean
 
 from residual_mbrl.bootstrap import draw
 from residual_mbrl.files import load_json, write_json
 
-FEWER = {"PETS": 3, "SAC": 3}
+FEWER = {"PETS": 3, "SAC": 3, "PPO": 3}
 """Seeds of methods that have fewer."""
 ONLY = {"policy": ("cart-pole",)}
 """Plants of methods that have not all."""
