@@ -67,7 +67,7 @@ def sac(env: PlantEnv, seed: int) -> BaseAlgorithm:
 
 def ppo(env: PlantEnv, seed: int) -> BaseAlgorithm:
     """Return an untrained one."""
-    return PPO("MlpPolicy", env, seed=seed, n_steps=500, batch_size=50, verbose=0, device="cpu")
+    return PPO("MlpPolicy", env, seed=seed, n_steps=500, batch_size=50, learning_rate=1e-3, gamma=0.98, verbose=0, device="cpu")
 
 
 LEARNERS: Mapping[str, Callable[[PlantEnv, int], BaseAlgorithm]] = {"SAC": sac, "PPO": ppo}
