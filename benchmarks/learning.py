@@ -2,16 +2,17 @@
 
 Every seed is another plant: each of its properties is drawn about the usual one, and differs from what is known by more. Of each:
 
-- nominal, true: MPC by iCEM in the model as known, and in one that knows the plant;
-- ours: ``learn`` with the same planner in what is known, identified, with a small learned force, from 10 s of the plant;
+- nominal, true: MPC in the model as known, and in one that knows the plant, by iCEM (the arm: by iLQR);
+- ours: ``learn`` with the same planner in what is known, identified, with friction to be learned, from 10 s of the plant;
 - policy: a network trained by back-propagation through our model after those 10 s, without any more of the plant;
 - PETS: ``learn`` with the same planner in five networks that know nothing, up to ten times the data, three seeds;
-- SAC: stable-baselines3, up to twenty times the data, three seeds.
+- SAC, PPO: stable-baselines3, up to twenty times the data, three seeds.
 
-The reward of a step is in [0, 1], the same for all; planners minimise its difference to one. The score of a seed is the mean return of
-some episodes, whose starts and noise are the same for all, over that of the true model's MPC; an episode that ends early earns nothing
-after. The interquartile mean over seeds is shown with its 95 % bootstrap interval. Cells are kept in --work, one a plant, seed and method,
-and a run that was stopped goes on with those that are missing; a cell that fails is reported, and made again in the next run.
+The reward of a step is in [0, 1], the same for all; planners minimise its difference to one (the arm's: squares of the same errors, and
+of velocities and torques). The score of a seed is the mean return of some episodes, whose starts and noise are the same for all, over
+that of the true model's MPC; an episode that ends early earns nothing after. The interquartile mean over seeds is shown with its 95 %
+bootstrap interval. Cells are kept in --work, one a plant, seed and method, and a run that was stopped goes on with those that are
+missing; a cell that fails is reported, and made again in the next run.
 
     python benchmarks/learning.py --options.json benchmarks/results/learning.json --work /tmp/learning
 """
@@ -34,7 +35,7 @@ from scipy.stats import trim_mean
 from residual_mbrl.bootstrap import draw
 from residual_mbrl.files import load_json, write_json
 
-FEWER = {"PETS": 3, "SAC": 3}
+FEWER = {"PETS": 3, "SAC": 3, "PPO": 3}
 """Seeds of methods that have fewer."""
 ONLY = {"policy": ("cart-pole",)}
 """Plants of methods that have not all."""

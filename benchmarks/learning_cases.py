@@ -1,10 +1,12 @@
-"""All plants of the learning benchmark by name."""
+"""All plants of the learning benchmark, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from learning_arm import arm
 from learning_hopper import hopper
 from learning_plants import Case, cart_pole, double_pole, reacher
 
-CASES: Mapping[str, Callable[[], Case]] = {"cart-pole": cart_pole, "double pendulum": double_pole, "reacher": reacher, "hopper": hopper}
+CASES: Mapping[str, Callable[[], Case]] = {"cart-pole": cart_pole, "double pendulum": double_pole, "reacher": reacher, "arm": arm,
+                                           "hopper": hopper}

@@ -19,6 +19,7 @@ from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.learning import Budget, LearnOptions, Planning, actor, learn
 from residual_mbrl.learning.acting import Act
 from residual_mbrl.learning.models import load_model
+from residual_mbrl.planners import ICEMOptions
 from residual_mbrl.policies import MLPPolicy, angles_turned
 from residual_mbrl.policy_optimization import TrainingOptions, apg
 
@@ -26,7 +27,7 @@ Points = dict[str, list[float]]
 """Returns of the episodes of an evaluation, by the seconds of plant data before it."""
 MEMBERS = 5
 POINTS = {"idle": (0.0,), "nominal": (0.0,), "true": (0.0,), "ours": (2.5, 5.0, 10.0), "policy": (10.0,), "PETS": (10.0, 20.0, 50.0, 100.0),
-          "SAC": (10.0, 50.0, 100.0, 200.0)}
+          "SAC": (10.0, 50.0, 100.0, 200.0), "PPO": (10.0, 50.0, 100.0, 200.0)}
 """Seconds of plant data at which methods are evaluated on plants that do not say otherwise."""
 
 
@@ -67,12 +68,12 @@ class Cell:
     def returns(self, make: Callable[[int], Act]) -> list[float]:
         """Return the sum of rewards of each evaluation episode, from states as they are; who acts is made anew for each."""
         case = self.case
-        plant, reward, task, found = Seen(case.plant(self.seed), case.noise), case.reward(self.seed), case.task(self.seed), []
+        plant, earned, task, found = Seen(case.plant(self.seed), case.noise), case.earned(self.seed), case.task(self.seed), []
         for i in range(20_000, 20_000 + self.episodes):
             seen, act, total = plant.reset(i, task.starts(i, 1)[0].numpy()), make(i), 0.0
             for t in range(task.steps):
                 action = np.clip(act(seen, t), -case.limit, case.limit)
-                total += float(reward(torch.from_numpy(plant.state), torch.from_numpy(action)))
+                total += earned(plant.state, action, t)
                 seen, over = plant.step(action)
                 if over:
                     break
@@ -81,12 +82,15 @@ class Cell:
 
     def planned(self, model: ResidualDynamics) -> list[float]:
         """Return what MPC in a model earns."""
-        return self.returns(lambda seed: actor(planning(self.case), model, self.case.task(self.seed), seed))
+        return self.returns(lambda seed: actor(planning(self.case, self.seed), model, self.case.task(self.seed), seed))
 
 
-def planning(case: Case) -> Planning:
+def planning(case: Case, seed: int) -> Planning:
     """Return the planner of all models."""
-    return Planning(steps=case.horizon, options=case.planner, opening=case.opening)
+    if case.planner is not None:
+        return case.planner(seed)
+    return Planning(steps=case.horizon, options=ICEMOptions(samples=100, iterations=3, elites=10),
+                    opening=ICEMOptions(samples=300, iterations=8, elites=15))
 
 
 def idle(cell: Cell) -> Points:
@@ -134,7 +138,8 @@ def _learned(cell: Cell, method: str, model: ResidualDynamics, options: LearnOpt
         kept = out / f"returns_{at:g}.json"
         if not kept.exists():
             budget = Budget(rounds=400, seconds=at, episodes=episodes, steps=steps)
-            learned = learn(Seen(case.plant(cell.seed), case.noise), model, case.task(cell.seed), planning(case), budget, out, options)
+            learned = learn(Seen(case.plant(cell.seed), case.noise), model, case.task(cell.seed), planning(case, cell.seed), budget, out,
+                            options, excite=case.excite)
             write_json(kept, cell.planned(learned.dynamics))
         got: Any = load_json(kept.read_bytes())
         found[f"{at:g}"] = got
@@ -157,12 +162,12 @@ def policy(cell: Cell) -> Points:
     return {"10": cell.returns(lambda seed: actor(best, model, task, seed))}
 
 
-def sac(cell: Cell) -> Points:
-    """Train stable-baselines3's SAC on the plant."""
-    from learning_sac import soft_actor_critic  # noqa: PLC0415  # an optional dependency
+def model_free(cell: Cell) -> Points:
+    """Train one of stable-baselines3's on the plant."""
+    from learning_model_free import trained  # noqa: PLC0415  # an optional dependency
 
-    return soft_actor_critic(cell, cell.points)
+    return trained(cell, cell.points)
 
 
 METHODS: Mapping[str, Callable[[Cell], Points]] = {"idle": idle, "nominal": nominal, "true": true, "ours": ours, "policy": policy,
-                                                   "PETS": pets, "SAC": sac}
+                                                   "PETS": pets, "SAC": model_free, "PPO": model_free}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from residual_mbrl.baselines import Parameters
 from residual_mbrl.dynamics import ResidualDynamics
-from residual_mbrl.learning import GymnasiumPlant, Plant
+from residual_mbrl.learning import GymnasiumPlant, Planning, Plant
 from residual_mbrl.physics.mujoco_simulator import MujocoSimulator
 from residual_mbrl.planners import ICEMOptions
 
@@ -102,10 +102,10 @@ def hopper() -> Case:
     planner = ICEMOptions(samples=60, iterations=3, elites=8, knots=7)
     return Case(plant=plant, baseline=known,
                 true=lambda seed: ResidualDynamics(MujocoSimulator(engine(drawn(seed, HOPPER)), dt=DT, threads=1)),
-                corrected=lambda base, seed: ResidualDynamics(base), reward=lambda seed: reward, start=start, steps=50, limit=1.0,
+                reward=lambda seed: reward, start=start, steps=50, limit=1.0,
                 angles=space.position[2:], positions=space.position[1:2], fastest=500.0, bound=0.0, over=fallen, dt=DT,
                 noise=np.array([5e-4] * 2 + [1e-3] * 4 + [5e-3] * 2 + [1e-2] * 4), off=OFF, horizon=20, collected=50, explored=50,
                 episodes=3, alone_episodes=8, window=2, end=lambda x: 10 * (1 - standing(x)),
-                planner=planner, opening=replace(planner, samples=120, iterations=5, elites=15),
+                planner=lambda seed: Planning(steps=20, options=planner, opening=replace(planner, samples=120, iterations=5, elites=15)),
                 points={"ours": (15.0, 30.0, 60.0), "PETS": (60.0, 120.0, 300.0, 600.0), "SAC": (60.0, 300.0, 600.0, 1200.0),
                         "PPO": (60.0, 300.0, 600.0, 1200.0)})

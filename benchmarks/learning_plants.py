@@ -18,15 +18,16 @@ from torch import Tensor
 
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.exploration.excitation import Excite
 from residual_mbrl.function_cost import FunctionCost
-from residual_mbrl.learning import GymnasiumPlant, Plant, network_alone
-from residual_mbrl.planners import ICEMOptions
+from residual_mbrl.learning import GymnasiumPlant, Planning, Plant, network_alone
 from residual_mbrl.residuals import DryFriction, Feature, JointSprings
 from residual_mbrl.tasks import Task
 
 Array = NDArray[np.float64]
-Reward = Callable[[Tensor, Tensor], Tensor]
-"""From states [*batch, nx] and actions [*batch, nu] to rewards in [0, 1], shape [*batch]."""
+Reward = Callable[..., Tensor]
+"""From states [*batch, nx] and actions [*batch, nu], and where something is followed the step's state of it, to rewards in [0, 1],
+shape [*batch]."""
 DT = 0.02
 
 
@@ -67,13 +68,13 @@ class Case:
         baseline: What is known.
         true: Model of a seed that knows everything.
         reward: Of a seed.
-        start: First states, from a generator and a count.
+        start: First states, from a generator and a count; where something is followed, relative to its first state.
         steps: Of an episode.
-        limit: Largest action.
+        limit: Largest action, one for all or [nu].
         over: From states to where an episode is over; nowhere where missing.
         angles: Positions that repeat after a turn.
         fastest: Largest acceleration that a network alone may give.
-        bound: Largest dry friction that may be learned [N or N·m].
+        bound: Largest dry friction that may be learned, zero for none [N or N·m].
         noise: Standard deviation of each measured state entry.
         horizon: Steps of a plan.
         positions: Whether the plant differs along positions that are not angles, or along which of them.
@@ -85,12 +86,12 @@ class Case:
         window: Steps that our model is to predict.
         alone_window: Steps that networks that know nothing are to predict.
         practice: First states of policies in training; the task's where missing.
-        corrected: From what is known and a seed to the model that ours learns; with dry friction of every joint where missing.
         dt: Seconds of a step.
         off: What a model that is as good as it can be is off by after some steps, shape [nx]; the noise where missing.
         end: Cost of a plan's last state; nothing where missing.
-        planner: Of all models.
-        opening: Of an episode's first plan.
+        followed: States that are to be followed, of a seed, shape [T, nx]; nothing where missing.
+        planner: Of a seed; iCEM with one minus the reward where missing.
+        excite: Who acts first; random actions of the whole range where missing.
         points: Seconds of plant data at which methods are evaluated, where they are not those of the other plants.
     """
 
@@ -100,7 +101,7 @@ class Case:
     reward: Callable[[int], Reward]
     start: Callable[[torch.Generator, int], Tensor]
     steps: int
-    limit: float
+    limit: float | Array
     angles: tuple[str, ...]
     fastest: float
     bound: float
@@ -116,34 +117,47 @@ class Case:
     spring: float = 0.0
     window: int = 20
     alone_window: int = 2
-    corrected: Callable[[Baseline, int], ResidualDynamics] | None = None
     dt: float = DT
     off: Array | None = None
     end: Callable[[Tensor], Tensor] | None = None
-    planner: ICEMOptions = ICEMOptions(samples=100, iterations=3, elites=10)
-    opening: ICEMOptions = ICEMOptions(samples=300, iterations=8, elites=15)
+    followed: Callable[[int], Array] | None = None
+    planner: Callable[[int], Planning] | None = None
+    excite: Excite | None = None
     points: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def task(self, seed: int) -> Task:
         """Return the task: one minus the reward is the cost of a step."""
-        reward, end, nu = self.reward(seed), self.end or (lambda x: 0 * x[..., 0]), self.baseline().space.nu
-        cost = FunctionCost(space=self.baseline().space, running=lambda x, u, r: 1 - reward(x, u), terminal=lambda x, r: end(x))
-        bound = torch.full((nu,), self.limit)
-        return Task(cost=cost, start=self.start, practice=self.practice, steps=self.steps, low=-bound, high=bound, over=self.over)
+        reward, end, space, start = self.reward(seed), self.end or (lambda x: 0 * x[..., 0]), self.baseline().space, self.start
+        bound = torch.as_tensor(np.broadcast_to(self.limit, (space.nu,)).copy()).float()
+        if self.followed is None:
+            cost = FunctionCost(space=space, running=lambda x, u, r: 1 - reward(x, u), terminal=lambda x, r: end(x))
+        else:
+            states = torch.from_numpy(self.followed(seed)).float()
+            cost = FunctionCost(space=space, running=lambda x, u, r: 1 - reward(x, u, r), terminal=lambda x, r: end(x), reference=states,
+                                trajectory=True)
+            start = lambda generator, count: states[0] + self.start(generator, count)  # noqa: E731
+        return Task(cost=cost, start=start, practice=self.practice, steps=self.steps, low=-bound, high=bound, over=self.over)
+
+    def earned(self, seed: int) -> Callable[[Array, Array, int], float]:
+        """Return the reward of a state [nx] and an action [nu] at a step."""
+        reward, states = self.reward(seed), None if self.followed is None else torch.from_numpy(self.followed(seed))
+
+        def at(state: Array, action: Array, t: int) -> float:
+            return float(reward(torch.from_numpy(state), torch.from_numpy(action), *([] if states is None else [states[t]])))
+
+        return at
 
     def nominal(self) -> ResidualDynamics:
         """Return what is known."""
         return ResidualDynamics(self.baseline())
 
     def learned(self, seed: int) -> ResidualDynamics:
-        """Return what is known with what is to be learned: dry friction of every joint, and springs where the case says so."""
+        """Return what is known with dry friction of every joint, and springs, where the case says so, to be learned."""
         base = self.baseline()
-        if self.corrected is not None:
-            return self.corrected(base, seed)
-        friction = DryFriction(nv=base.space.nv, features=[Feature(source="velocity", transform="abs")], sizes=[base.space.nv],
-                               bound=self.bound, hidden=(), seed=seed)
+        friction = [DryFriction(nv=base.space.nv, features=[Feature(source="velocity", transform="abs")], sizes=[base.space.nv],
+                                bound=self.bound, hidden=(), seed=seed)] if self.bound else []
         springs = [JointSprings(nq=base.space.nq, units=2, scale=self.spring)] if self.spring else []
-        return ResidualDynamics(base, [friction, *springs])
+        return ResidualDynamics(base, [*friction, *springs])
 
     def alone(self, seed: int) -> ResidualDynamics:
         """Return a network that knows nothing."""

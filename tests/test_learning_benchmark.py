@@ -15,31 +15,30 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def plants():
-    """The module of the plants."""
+    """All plants by name."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         import learning_cases
-        import learning_cells
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return learning_cases, learning_cells
+    return learning_cases.CASES
 
 
 def followed(case, seed, steps, share):
     """Return states of the plant under random actions, and the actions."""
     plant, rng = case.plant(seed), np.random.default_rng(0)
-    first = case.start(torch.Generator().manual_seed(1), 1)[0].double()
+    first = case.task(seed).starts(1, 1)[0]
     actions = share * case.limit * rng.uniform(-1, 1, (steps, case.baseline().space.nu))
     states = [plant.reset(seed, first.numpy()), *(plant.step(u)[0] for u in actions)]
     return torch.tensor(np.array(states)), torch.tensor(actions)
 
 
-@pytest.mark.parametrize(("name", "share"), [("cart-pole", 0.5), ("double pendulum", 0.05), ("reacher", 0.6)])
+@pytest.mark.parametrize(("name", "share"), [("cart-pole", 0.5), ("double pendulum", 0.05), ("reacher", 0.6), ("arm", 0.3)])
 def test_the_true_model_is_the_plant(plants, name, share):
     """To a twentieth of how far each entry moves; what is known is not."""
     from residual_mbrl.rollouts import rollout
 
-    case = plants[0].CASES[name]()
+    case = plants[name]()
     states, actions = followed(case, 3, 15, share)
     moved = (states - states[0]).abs().amax(0).clamp_min(0.02)
     off = {m: float(((rollout(dynamics, states[0], actions, backend="torch").detach() - states).abs() / moved).max())
@@ -50,7 +49,7 @@ def test_the_true_model_is_the_plant(plants, name, share):
 
 def test_the_true_hopper_is_the_plant_to_its_coarser_engine(plants):
     """Step by step, through the ground's contact: off by what is said of it, and what is known by three times that."""
-    case = plants[0].CASES["hopper"]()
+    case = plants["hopper"]()
     states, actions = followed(case, 3, 15, 0.3)
     off = {m: ((dynamics.step(states[:-1], actions) - states[1:]).detach() / torch.tensor(case.off)).square().mean().sqrt()
            for m, dynamics in (("true", case.true(3)), ("nominal", case.nominal()))}
@@ -63,7 +62,7 @@ def test_equations_are_the_same_in_torch_and_in_kernels(plants, name):
     """Values and gradients by the actions, with every kind of friction."""
     from residual_mbrl.rollouts import rollout
 
-    case = plants[0].CASES[name]()
+    case = plants[name]()
     model, generator = case.true(0), torch.Generator().manual_seed(0)
     x = torch.randn(8, model.space.nx, generator=generator, dtype=torch.float64)
     u = torch.randn(8, 4, model.space.nu, generator=generator, dtype=torch.float64).requires_grad_()
@@ -75,17 +74,38 @@ def test_equations_are_the_same_in_torch_and_in_kernels(plants, name):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["cart-pole", "double pendulum", "reacher", "hopper"])
+@pytest.mark.parametrize("name", ["cart-pole", "double pendulum", "reacher", "arm", "hopper"])
 def test_rewards_lie_between_zero_and_one(plants, name):
     """Anywhere; so do their differences to one, which are what planners minimise."""
-    case = plants[0].CASES[name]()
-    x, u = 5 * torch.randn(1000, case.baseline().space.nx), torch.randn(1000, case.baseline().space.nu)
-    reward = case.reward(0)(x, u)
+    case = plants[name]()
+    space = case.baseline().space
+    x, u = 5 * torch.randn(1000, space.nx), torch.randn(1000, space.nu)
+    r = torch.zeros(1) if case.followed is None else torch.randn(1000, space.nx)
+    reward = case.reward(0)(x, u) if case.followed is None else case.reward(0)(x, u, r)
     assert reward.min() >= 0
     assert reward.max() <= 1
     cost = case.task(0).cost
-    assert torch.allclose(cost.running(x, u, torch.zeros(1)), 1 - reward)
+    assert torch.allclose(cost.running(x, u, r), 1 - reward)
     assert cost.refusal is None
+
+
+def test_what_is_followed_is_shown_and_paid_for(plants):
+    """A model-free learner of the arm sees the way to where it should be, and is paid by the distance to where it should be now."""
+    pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from learning_model_free import AHEAD, PlantEnv
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    case, seed = plants["arm"](), 3
+    env, motion = PlantEnv(case, seed), case.followed(seed)
+    seen, _ = env.reset()
+    for t in range(4):
+        state, ways = seen[:14], seen[14:].reshape(len(AHEAD), 14)
+        assert np.allclose(ways, motion[[t + k for k in AHEAD]] - state, atol=1e-6)
+        error = np.sqrt(np.mean((env.plant.state[:7] - motion[t, :7]) ** 2))
+        seen, paid, *_ = env.step(env.action_space.sample())
+        assert paid == pytest.approx(1 / (1 + (error / 0.01) ** 2))
 
 
 def test_seconds_for_an_error_are_found_between_experiments(plants):
@@ -96,7 +116,7 @@ def test_seconds_for_an_error_are_found_between_experiments(plants):
         from learning import interquartile
     finally:
         sys.path.remove(str(BENCHMARKS))
-    rows = [Row(excitation="", seconds=s, error=e, quartiles=(0, 0), left_rail=0, seeds=1, machine="")
+    rows = [Row(plants="", excitation="", seconds=s, error=e, quartiles=(0, 0), bound=0.0, left_rail=0, seeds=1, machine="")
             for s, e in ((1.0, 0.04), (2.0, 0.02), (4.0, 0.025), (8.0, 0.005))]
     assert seconds_for(0.05, rows) == 1.0
     assert seconds_for(0.001, rows) is None
