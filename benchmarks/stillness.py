@@ -57,8 +57,9 @@ def overlap(pauses: Iterable[tuple[float, float]], begin: float, end: float) -> 
 
 
 def watch() -> None:
-    """Note every pause of this core, one a line, for ever."""
+    """Note every pause of this core, one a line, as long as there is someone to note it for."""
     gc.disable()
+    parent = os.getppid()
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     except OSError as error:
@@ -66,7 +67,7 @@ def watch() -> None:
         return
     print("watching", flush=True)
     last = time.monotonic()
-    while True:
+    while os.getppid() == parent:
         time.sleep(NAP)
         now = time.monotonic()
         if now - last - NAP > NOTED:
