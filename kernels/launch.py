@@ -271,9 +271,13 @@ def lanes(real: str, count: int) -> Schedule:
 
 @cache
 def pairs(real: str) -> Schedule:
-    """Return the schedule with two registers of worlds a slot: each weight that is loaded serves both."""
-    count = 2 * lane_count(real)
-    return Schedule("pairs", count, real, count, 2)
+    """Return the schedule with two registers of worlds a slot: each weight that is loaded serves both.
+
+    Where registers are short there are too few of them for eight outputs of two, and a slot stays one.
+    """
+    registers = 2 if lane_count(real) * REALS[real] == 64 else 1
+    count = registers * lane_count(real)
+    return Schedule("pairs", count, real, count, registers)
 
 
 @cache
