@@ -61,7 +61,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
 
 
 def sac(env: PlantEnv, seed: int) -> BaseAlgorithm:
-    """Return an untrained one: the defaults, with one gradient step a step of the plant, after 500 random steps."""
+    """Return an untrained one: the defaults, so one gradient step a step of the plant, after 500 random steps."""
     return SAC("MlpPolicy", env, seed=seed, learning_starts=500, verbose=0, device="cpu")
 
 
