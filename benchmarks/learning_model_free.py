@@ -61,12 +61,12 @@ class PlantEnv(gymnasium.Env[Array, Array]):
 
 
 def sac(env: PlantEnv, seed: int) -> BaseAlgorithm:
-    """Return an untrained one."""
+    """Return an untrained one: the defaults, so one gradient step a step of the plant, after 500 random steps."""
     return SAC("MlpPolicy", env, seed=seed, learning_starts=500, verbose=0, device="cpu")
 
 
 def ppo(env: PlantEnv, seed: int) -> BaseAlgorithm:
-    """Return an untrained one."""
+    """Return an untrained one: of three settings the best on the cart-pole and the double pendulum of seed 100."""
     return PPO("MlpPolicy", env, seed=seed, n_steps=500, batch_size=50, learning_rate=1e-3, gamma=0.98, verbose=0, device="cpu")
 
 
