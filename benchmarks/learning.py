@@ -3,7 +3,8 @@
 Every seed is another plant: each of its properties is drawn about the usual one, and differs from what is known by more. Of each:
 
 - nominal, true: MPC in the model as known, and in one that knows the plant, by iCEM (the arm: by iLQR);
-- ours: ``learn`` with the same planner in what is known, identified, with friction to be learned, from 10 s of the plant;
+- ours: ``learn`` with the same planner in what is known, identified, with friction to be learned, from 10 s of the plant (the hopper, up to
+  60 s, and the arm: nothing but what is identified);
 - policy: a network trained by back-propagation through our model after those 10 s, without any more of the plant;
 - PETS: ``learn`` with the same planner in five networks that know nothing, up to ten times the data, three seeds;
 - SAC, PPO: stable-baselines3, up to twenty times the data, three seeds.
@@ -124,7 +125,8 @@ def main(options: Options, work: Path, plants: tuple[str, ...] = tuple(CASES), m
          [(r["plant"], r["method"], r["plant_seconds"], len(r["shares"]), r["share"], f"{r['ci95'][0]:.3f} to {r['ci95'][1]:.3f}")
           for r in every])
     if options.json:
-        write_json(options.json, {"machine": machine(), "points": {n: list(p) for n, p in POINTS.items()}, "rows": every})
+        points = {plant: {n: list(CASES[plant]().points.get(n, p)) for n, p in POINTS.items()} for plant in plants}
+        write_json(options.json, {"machine": machine(), "points": points, "rows": every})
 
 
 if __name__ == "__main__":
