@@ -5,13 +5,13 @@ from __future__ import annotations
 import arm_plant
 import numpy as np
 import torch
-from learning_plants import DT, Array, Case
+from learning_plants import DT, Array, Case, Simulated
 from torch import Tensor
 
 from residual_mbrl.baselines import Baseline
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.exploration.excitation import random_excitation
-from residual_mbrl.learning import Planning, Plant
+from residual_mbrl.learning import Planning
 from residual_mbrl.physics.mujoco_simulator import MujocoSimulator
 from residual_mbrl.planners import ILQROptions
 from residual_mbrl.tasks import Task
@@ -24,24 +24,6 @@ AWAY = 0.02
 SHARE = 0.1
 """Of the range, by which the first torques differ from those that hold the data sheet's arm at home."""
 TORQUES = arm_plant.NOMINAL.actuator_ctrlrange[:, 1].copy()
-
-
-class Arm(Plant):
-    """The arm of ``closed_loop.py``."""
-
-    def __init__(self, seed: int) -> None:
-        self.plant = arm_plant.Plant(arm_plant.drawn(seed), 0)
-        self.space, self.dt = baseline().space, DT
-
-    def reset(self, seed: int, first: Array) -> Array:
-        """Begin where the task says."""
-        self.plant.state = first
-        return self.plant.state
-
-    def step(self, action: Array) -> tuple[Array, bool]:
-        """Act."""
-        self.plant.run(DT, action)
-        return self.plant.state, False
 
 
 def baseline() -> Baseline:
@@ -83,6 +65,7 @@ def arm() -> Case:
     def true(seed: int) -> ResidualDynamics:
         return ResidualDynamics(baseline(), values=dict(arm_plant.drawn(seed).truth))
 
-    return Case(plant=Arm, baseline=baseline, true=true, reward=lambda seed: reward, start=start, followed=motion, planner=planner,
-                excite=excite, steps=STEPS, limit=TORQUES, angles=(), fastest=400.0, bound=0.0, noise=np.repeat(arm_plant.NOISE, 7),
+    return Case(plant=lambda seed: Simulated(arm_plant.Plant(arm_plant.drawn(seed), 0), baseline().space), baseline=baseline,
+                true=true, reward=lambda seed: reward, start=start, followed=motion, planner=planner, excite=excite,
+                steps=STEPS, limit=TORQUES, angles=(), fastest=400.0, bound=0.0, noise=np.repeat(arm_plant.NOISE, 7),
                 horizon=HORIZON, collected=STEPS, explored=STEPS, episodes=1)

@@ -22,6 +22,7 @@ from residual_mbrl.exploration.excitation import Excite
 from residual_mbrl.function_cost import FunctionCost
 from residual_mbrl.learning import GymnasiumPlant, Planning, Plant, network_alone
 from residual_mbrl.residuals import DryFriction, Feature, JointSprings
+from residual_mbrl.spaces import StateSpace
 from residual_mbrl.tasks import Task
 
 Array = NDArray[np.float64]
@@ -165,22 +166,30 @@ class Case:
                              hidden=(64, 64), seed=seed)
 
 
-class CartPole(Plant):
-    """The cart-pole of the other benchmarks."""
+class Simulated(Plant):
+    """A plant of the other benchmarks.
 
-    def __init__(self, seed: int) -> None:
-        self.plant = cart_pole_plant.Plant(cart_pole_plant.drawn(seed))
-        self.space, self.dt = cart_pole_plant.baseline(DT).space, DT
+    Args:
+        plant: Has a state, and runs for a time under an action.
+        space: Of its states.
+    """
+
+    def __init__(self, plant: Any, space: StateSpace) -> None:
+        self.plant, self.space, self.dt = plant, space, DT
 
     def reset(self, seed: int, first: Array) -> Array:
         """Begin where the task says."""
         self.plant.state = first
-        return self.plant.state
+        return self._state()
 
     def step(self, action: Array) -> tuple[Array, bool]:
         """Act."""
         self.plant.run(DT, action)
-        return self.plant.state, False
+        return self._state(), False
+
+    def _state(self) -> Array:
+        found: Array = self.plant.state
+        return found
 
 
 def cart_pole() -> Case:
@@ -198,7 +207,8 @@ def cart_pole() -> Case:
         x[:, 1] = torch.pi * (2 * torch.rand(count, generator=generator) - 1)
         return x
 
-    return Case(plant=CartPole, baseline=lambda: cart_pole_plant.baseline(DT).baseline,
+    return Case(plant=lambda seed: Simulated(cart_pole_plant.Plant(cart_pole_plant.drawn(seed)), cart_pole_plant.baseline(DT).space),
+                baseline=lambda: cart_pole_plant.baseline(DT).baseline,
                 true=lambda seed: cart_pole_plant.true_model(cart_pole_plant.drawn(seed), DT), reward=lambda seed: reward, start=start,
                 steps=250, limit=15.0, angles=("angle",), fastest=150.0, bound=5.0, spring=2.0, noise=cart_pole_plant.NOISE, horizon=75,
                 collected=125, explored=250, practice=anywhere)
