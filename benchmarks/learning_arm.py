@@ -5,7 +5,7 @@ from __future__ import annotations
 import arm_plant
 import numpy as np
 import torch
-from learning_plants import DT, Array, Case, Simulated
+from learning_case import DT, Array, Case, Simulated
 from torch import Tensor
 
 from residual_mbrl.baselines import Baseline

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from learning_case import Case, Seen
 from learning_cases import CASES
-from learning_plants import Case, Seen
 
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.files import load_json, write_json

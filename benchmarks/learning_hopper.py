@@ -11,7 +11,7 @@ import gymnasium.envs.mujoco
 import mujoco
 import numpy as np
 import torch
-from learning_plants import Array, Case, drawn
+from learning_case import Array, Case, drawn
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameters

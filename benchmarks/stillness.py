@@ -27,9 +27,9 @@ class Witness:
 
     def __init__(self) -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        self._seen = Path(tempfile.mkstemp(prefix="witness_")[1])
-        with self._seen.open("w") as file:
-            self._process = subprocess.Popen([sys.executable, __file__], stdout=file)
+        file, name = tempfile.mkstemp(prefix="witness_")
+        self._seen, self._process = Path(name), subprocess.Popen([sys.executable, __file__], stdout=file)
+        os.close(file)
         while not (said := self._seen.read_text()).endswith("\n") and self._process.poll() is None:
             time.sleep(0.01)
         self.there = said.startswith("watching")
