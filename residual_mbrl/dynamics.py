@@ -76,6 +76,11 @@ class ResidualDynamics(nn.Module):
         """Seconds per step."""
         return self.baseline.dt
 
+    @property
+    def members(self) -> int:
+        """Members of an ensemble; 0 of a single model."""
+        return next((w.shape[0] for w in self.parameters() if w.ndim > 2), 0)  # a layer's own dimensions are two
+
     def resolve(self, parameters: Values | None, like: Tensor) -> dict[str, Tensor]:
         """Return a value for every physical parameter: those given, this model's own otherwise."""
         given = parameters or {}

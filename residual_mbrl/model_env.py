@@ -34,7 +34,7 @@ class ModelEnv(VectorEnv[Any, Any, Any]):
     state is no longer finite has terminated, with ``infos["failed"]`` set.
 
     Args:
-        dynamics: The model; calibrated or not.
+        dynamics: The model, calibrated or not; of an ensemble each step of a world is of a member drawn anew.
         count: N.
         start: First states, drawn at every reset.
         reward: Reward of a step.
@@ -86,7 +86,7 @@ class ModelEnv(VectorEnv[Any, Any, Any]):
         before = self._known()
         with torch.no_grad():
             action = torch.tensor(commands, dtype=self._dtype)
-            self._state = self.dynamics.step(self._remembering(action, fresh | (self._steps == 0)), action)
+            self._state = self._advanced(self._remembering(action, fresh | (self._steps == 0)), action)
         after = self._known()
         failed = ~np.isfinite(after).all(1) & ~fresh
         reward = np.where(fresh | failed, 0.0, self._reward(before, commands, after))
@@ -96,6 +96,14 @@ class ModelEnv(VectorEnv[Any, Any, Any]):
         self._over = terminated | truncated
         self._restart(fresh)
         return self._shown(), reward, terminated, truncated, {"failed": failed}
+
+    def _advanced(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the next states, of an ensemble each by a member drawn anew."""
+        members = self.dynamics.members
+        if not members:
+            return self.dynamics.step(state, action)
+        every = self.dynamics.step(state.expand(members, *state.shape), action.expand(members, *action.shape))
+        return every[torch.from_numpy(self.np_random.integers(members, size=self.num_envs)), torch.arange(self.num_envs)]
 
     def _restart(self, mask: Mask) -> None:
         if mask.any():

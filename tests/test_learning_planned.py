@@ -17,7 +17,6 @@ from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.learning import Budget, LearnOptions, ModelPlant, Planning, learn, network_alone, shown
-from residual_mbrl.learning.acting import member_count
 from residual_mbrl.planners import ICEMOptions, ILQROptions
 from residual_mbrl.policy_optimization import TrainingOptions
 from residual_mbrl.residuals import Feature, Unstructured
@@ -61,7 +60,7 @@ def test_networks_alone_with_icem_learn_the_task(tmp_path):
         return run(tmp_path, alone(), Planning(steps=12, options=ICEM), options(members=3))
 
     learned = pets()
-    assert member_count(learned.dynamics) == 3
+    assert learned.dynamics.members == 3
     assert learned.rounds[-1].evaluated < 0.3 * learned.rounds[0].collected
     assert [repr(r) for r in pets().rounds] == [repr(r) for r in learned.rounds]
 
@@ -72,7 +71,7 @@ def test_a_policy_is_trained_in_an_ensemble(tmp_path):
     model = ResidualDynamics(problem.dynamics().baseline, [force])
     training = TrainingOptions(worlds=8, horizon=24, iterations=60, evaluate_every=20)
     learned = run(tmp_path, model, problem.policy(), options(members=2, training=training))
-    assert member_count(learned.dynamics) == 2
+    assert learned.dynamics.members == 2
     assert learned.dynamics.values["inertia"] == pytest.approx(TRUE["inertia"], rel=0.1)
     assert learned.rounds[-1].evaluated < 0.3 * learned.rounds[0].collected
 

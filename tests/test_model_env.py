@@ -108,3 +108,33 @@ def test_bad_input():
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"expected actions of shape \(3, 1\)"):
         env.step(np.zeros((2, 1)))
+
+
+def test_steps_of_an_ensemble_are_each_of_one_member():
+    """Drawn anew: over some steps a world meets several, and all are met."""
+    from problems import system
+
+    from residual_mbrl.dynamics import ensemble
+    from residual_mbrl.residuals import Feature, Unstructured
+
+    def member(seed):
+        generator = torch.Generator().manual_seed(seed)
+        residual = Unstructured(nv=2, features=[Feature(source="angle")], bound=5.0, hidden=(4,), seed=seed)
+        with torch.no_grad():
+            for w in residual.parameters():
+                w.add_(torch.randn(w.shape, generator=generator, dtype=w.dtype), alpha=0.5)
+        return ResidualDynamics(system("cartpole"), [residual])
+
+    members = [member(k) for k in range(3)]
+    env = balanced(8, dynamics=ensemble(members))
+    x, _ = env.reset(seed=0)
+    met = np.zeros((8, 3), bool)
+    for _ in range(12):
+        shown, *_ = env.step(np.ones((8, 1)))
+        after = np.stack([m.step(torch.from_numpy(x), torch.ones(8, 1).double()).detach().numpy() for m in members], 1)
+        same = np.isclose(after, shown[:, None], atol=1e-12).all(-1)
+        assert (same.sum(1) == 1).all()
+        met |= same
+        x = shown
+    assert met.any(0).all()
+    assert (met.sum(1) > 1).all()

@@ -43,9 +43,9 @@ def test_sac_learns_in_the_model():
     from stable_baselines3 import SAC
     from stable_baselines3.common.evaluation import evaluate_policy
 
-    learner = SAC("MlpPolicy", BaselinesEnv(worlds(8)), learning_starts=200, train_freq=4, gradient_steps=4, batch_size=64, seed=0,
-                  policy_kwargs={"net_arch": [32, 32]})
+    learner = SAC("MlpPolicy", BaselinesEnv(worlds(8)), learning_starts=200, train_freq=4, gradient_steps=8, batch_size=64, seed=0,
+                  learning_rate=2e-3, ent_coef=0.02, policy_kwargs={"net_arch": [32, 32]})
     before, _ = evaluate_policy(learner, BaselinesEnv(worlds(8)), 16, warn=False)
-    learner.learn(3000)
+    learner.learn(4000)
     after, _ = evaluate_policy(learner, BaselinesEnv(worlds(8)), 16, warn=False)
     assert after > before + 3

@@ -30,7 +30,7 @@ def disagreement_excitation(dynamics: ResidualDynamics, task: Task, steps: int, 
     Raises:
         ValueError: if the model is no ensemble.
     """
-    members = next((w.shape[0] for w in dynamics.parameters() if w.ndim > 2), 0)
+    members = dynamics.members
     if members < 2:
         raise ValueError("disagreement_excitation: expected an ensemble of at least two members")
     first, space = task.starts(seed, 1)[0], dynamics.baseline.space

@@ -76,7 +76,7 @@ class Planning:
             task: Gives range and, where it is missing here, the cost.
             seed: Of the planner's own random numbers.
         """
-        cost, members = self.cost or task.cost, member_count(dynamics)
+        cost, members = self.cost or task.cost, dynamics.members
         changes = cost.references.shape[-2] > 2  # one for all steps and one for the end
         objective: Objective | None = None
         if members:
@@ -112,11 +112,6 @@ def actor(controller: PolicyOrPlanning, dynamics: ResidualDynamics, task: Task, 
         return controller.actor(dynamics, task, seed)
     form, rng, size = NumpyPolicy(controller), np.random.default_rng(seed), controller.noise_size
     return lambda state, t: form(state, None, rng.standard_normal(size) if size else None)
-
-
-def member_count(dynamics: ResidualDynamics) -> int:
-    """Return the members of an ensemble, 0 of a single model."""
-    return next((w.shape[0] for w in dynamics.parameters() if w.ndim > 2), 0)  # a layer's own dimensions
 
 
 def _planner(dynamics: ResidualDynamics, cost: Cost, options: PlannerOptions, seed: int) -> Callable[..., Planner]:

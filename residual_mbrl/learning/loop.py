@@ -29,7 +29,8 @@ from residual_mbrl.learning.settings import Budget, Learned, LearnedRound, Learn
 from residual_mbrl.model import Model
 from residual_mbrl.policies.networks import NetworkPolicy
 from residual_mbrl.policies.storage import load_policy, save_policy
-from residual_mbrl.policy_optimization.short_horizon import apg, shac
+from residual_mbrl.policy_optimization.mbpo import MBPOOptions, mbpo
+from residual_mbrl.policy_optimization.short_horizon import Trained, apg, shac
 from residual_mbrl.sensors import state_sensor
 from residual_mbrl.tasks import Task
 from residual_mbrl.trajectories import Trajectory
@@ -140,14 +141,21 @@ class _Run:
         if isinstance(self.policy, Planning):
             return float("nan")
         if not (folder / "policy").exists():
-            train, options, say = {"apg": apg, "shac": shac}[self.options.method], self.options.training, self._say(k, "training")
-            found = train(self.dynamics, self.policy, self.task, options, checkpoint=folder / "training.safetensors",
-                          progress=None if say is None else lambda r: say(f"cost {r.cost:.4g}", r.iteration / options.iterations))
+            found = self._trained(self.policy, folder / "training.safetensors", self._say(k, "training"))
             save_policy(folder / "policy", found.policy, dt=self.dynamics.dt)
             write_json(folder / "predicted.json", found.cost)
         self.policy = _network(folder / "policy")
         predicted: Any = load_json((folder / "predicted.json").read_bytes())
         return float(predicted)
+
+    def _trained(self, policy: NetworkPolicy, checkpoint: Path, say: Tell | None) -> Trained:
+        """Return the policy trained in the model as it is."""
+        options = self.options.training
+        told = None if say is None else lambda r: say(f"cost {r.cost:.4g}", r.iteration / options.iterations)
+        if isinstance(options, MBPOOptions):
+            return mbpo(self.dynamics, policy, self.task, self.logs, options, progress=told)
+        train = {"apg": apg, "shac": shac}[self.options.method]
+        return train(self.dynamics, policy, self.task, options, checkpoint=checkpoint, progress=told)
 
     def _collect(self, k: int, folder: Path) -> tuple[list[Trajectory], list[float]]:
         """Return the logs of a round and the cost of each."""

@@ -10,6 +10,7 @@ from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.learning.acting import PolicyOrPlanning
+from residual_mbrl.policy_optimization.mbpo import MBPOOptions
 from residual_mbrl.policy_optimization.short_horizon import TrainingOptions
 
 
@@ -52,7 +53,7 @@ class LearnOptions:
         fit: How residuals are fitted; None leaves them.
         members: Fits of an ensemble, each on windows drawn anew and from weights of its own; 1 for a single fit.
         training: How a policy is optimised.
-        method: By which algorithm.
+        method: By which algorithm; "mbpo" asks for ``MBPOOptions``.
         seed: Of the run.
     """
 
@@ -62,14 +63,18 @@ class LearnOptions:
     identify: IdentifyOptions | None = field(default_factory=IdentifyOptions)
     fit: FitOptions | None = field(default_factory=FitOptions)
     members: int = 1
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    method: Literal["apg", "shac"] = "apg"
+    training: TrainingOptions | MBPOOptions = field(default_factory=TrainingOptions)
+    method: Literal["apg", "shac", "mbpo"] = "apg"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.members < 1 or (self.members > 1 and self.fit is None):
             raise ValueError(f"LearnOptions: expected members >= 1, and a fit where there are several, received {self.members}, {self.fit}")
+        wanted = MBPOOptions if self.method == "mbpo" else TrainingOptions
+        if not isinstance(self.training, wanted):
+            raise ValueError(f"LearnOptions: method {self.method!r} takes training of {wanted.__name__}, received "
+                             f"{type(self.training).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,8 +80,13 @@ class NetworkPolicy(Policy):
         """Return the action; see ``Policy``."""
         if noise is not None and noise.shape[-1] != self.noise_size:
             raise ValueError(f"{type(self).__name__}: noise must have {self.noise_size} entries, received {tuple(noise.shape)}")
-        y: Tensor = self.network(self.features(context(self.space, self.known(state, goal), goal)))
+        y: Tensor = self.network(self.seen(state, goal))
         return self.act(y, noise if self.noise_size else None)
+
+    def seen(self, state: Tensor, goal: Tensor | None = None) -> Tensor:
+        """Return what the network sees of states [*batch, nx] and goals [*batch, goal_size], shape [*batch, features]."""
+        found: Tensor = self.features(context(self.space, self.known(state, goal), goal))
+        return found
 
     def normalise(self, state: Tensor, goal: Tensor | None = None) -> None:
         """Set the spread of every feature from states [*batch, nx] and goals [*batch, goal_size] of the data."""

@@ -1,4 +1,4 @@
-"""Model-free learners of stable-baselines3 in a model: ``ModelEnv`` as the vector environment that they ask for."""
+"""What model-free learners of stable-baselines3 need in a model: ``ModelEnv`` as their vector environment, and transitions of the plant."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 
 from residual_mbrl.model_env import ModelEnv
 
 try:
+    from stable_baselines3.common.buffers import ReplayBuffer
+    from stable_baselines3.common.type_aliases import ReplayBufferSamples
     from stable_baselines3.common.vec_env import VecEnv
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("learners of stable-baselines3 need: pip install residual-mbrl[rl]", name="stable_baselines3") from error
@@ -72,3 +76,27 @@ class BaselinesEnv(VecEnv):
     def _indices(self, indices: Any) -> Sequence[int]:
         found: Sequence[int] = list(self._get_indices(indices))
         return found
+
+
+class MixedReplay(ReplayBuffer):
+    """Transitions of a learner's environment, and in every batch a share of given ones, such as those of the plant.
+
+    Args:
+        sizes: As of ``ReplayBuffer``.
+        given: Observations [N, k], actions [N, nu] in [-1, 1], next observations [N, k], whether the task was over [N] and rewards [N].
+        share: Of a batch, in [0, 1).
+        options: As of ``ReplayBuffer``.
+    """
+
+    def __init__(self, *sizes: Any, given: Sequence[ArrayLike], share: float, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        columns = [torch.as_tensor(np.asarray(x, np.float32), device=self.device) for x in given]
+        self._given = [x if x.ndim > 1 else x[:, None] for x in columns]
+        self._share = share
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        """Draw a batch: the given ones stand at its end."""
+        count = round(self._share * batch_size)
+        own = super().sample(batch_size - count, env)
+        rows = np.random.randint(len(self._given[0]), size=count)  # the generator that the others are drawn by
+        return ReplayBufferSamples(*(torch.cat([x, y[rows]]) for x, y in zip(own[:5], self._given, strict=True)))

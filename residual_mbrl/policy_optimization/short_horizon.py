@@ -157,7 +157,7 @@ class Run:
             self.value.to(options.dtype)
         self.slow, self.best = copy.deepcopy(self.value), copy.deepcopy(self.policy)
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.members = next((w.shape[:-2] for w in dynamics.parameters() if w.ndim > 2), torch.Size())
+        self.members = (dynamics.members,) if dynamics.members else ()
         self.state = self._fresh(options.worlds)
         # episodes end at different times, so that windows see all of them
         self.age = torch.randint(task.steps, (options.worlds,), generator=self.generator)
@@ -254,10 +254,35 @@ class Run:
 
     def evaluate(self, backend: Backend) -> float:
         """Return the mean cost of episodes of the mean policy, of the worst member where a penalty asks for it."""
-        x = self.task.starts(self.options.seed + 1, self.options.evaluated, dtype=self.options.dtype)
-        x = x.expand(*self.members, *x.shape)
-        running = policy_rollout(self.dynamics, self.policy, x, self.task.cost, self.task.steps, backend=backend).running
-        return float(running.sum(-1).mean().nan_to_num(float("inf")))
+        o = self.options
+        return mean_cost(self.dynamics, self.policy, self.task, count=o.evaluated, seed=o.seed + 1, dtype=o.dtype, backend=backend)
+
+
+def mean_cost(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, *, count: int, seed: int, dtype: torch.dtype,
+              backend: Backend = "auto") -> float:
+    """Return the mean cost of episodes of the mean policy in a model, over all members of an ensemble; infinite where one is not finite.
+
+    Steps that are missing where the task is over before its time count as the most costly one before, as ``learn`` counts them.
+
+    Args:
+        dynamics: The model.
+        policy: Without goals.
+        task: Gives first states, steps and cost.
+        count: Episodes.
+        seed: Of the first states.
+        dtype: Of the worlds.
+        backend: Of the rollout.
+    """
+    x = task.starts(seed, count, dtype=dtype)
+    if dynamics.members:
+        x = x.expand(dynamics.members, *x.shape)
+    found = policy_rollout(dynamics, policy, x, task.cost, task.steps, backend=backend)
+    running = found.running
+    if task.over is not None:
+        ended = task.over(found.states[..., 1:-1, :]).int().cummax(-1).values.bool()  # before the steps from the second on
+        missing = torch.cat([torch.zeros_like(ended[..., :1]), ended], -1)
+        running = torch.where(missing, running.masked_fill(missing, float("-inf")).amax(-1, keepdim=True), running)
+    return float(running.sum(-1).mean().nan_to_num(float("inf")))
 
 
 def _train(dynamics: ResidualDynamics, policy: NetworkPolicy, value: Value | None, task: Task, options: TrainingOptions,
