@@ -6,6 +6,7 @@ Every seed is another plant: each of its properties is drawn about the usual one
 - ours: ``learn`` with the same planner in what is known, identified, with friction to be learned, from 10 s of the plant (the hopper, up to
   60 s, and the arm: nothing but what is identified);
 - policy: a network trained by back-propagation through our model after those 10 s, without any more of the plant;
+- MBPO: the same network trained by stable-baselines3's SAC in short branches of that model;
 - PETS: ``learn`` with the same planner in five networks that know nothing, up to ten times the data, three seeds;
 - SAC, PPO: stable-baselines3, up to twenty times the data, three seeds.
 
@@ -38,7 +39,7 @@ from residual_mbrl.files import load_json, write_json
 
 FEWER = {"PETS": 3, "SAC": 3, "PPO": 3}
 """Seeds of methods that have fewer."""
-ONLY = {"policy": ("cart-pole",)}
+ONLY = {"policy": ("cart-pole",), "MBPO": ("cart-pole",)}
 """Plants of methods that have not all."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import say
 from learning_case import Case, Seen
 from learning_cases import CASES
 
@@ -18,16 +19,17 @@ from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.learning import Budget, LearnOptions, Planning, actor, learn
 from residual_mbrl.learning.acting import Act
+from residual_mbrl.learning.episodes import load
 from residual_mbrl.learning.models import load_model
 from residual_mbrl.planners import ICEMOptions
 from residual_mbrl.policies import MLPPolicy, angles_turned
-from residual_mbrl.policy_optimization import TrainingOptions, apg
+from residual_mbrl.policy_optimization import MBPOOptions, Trained, TrainingOptions, apg, mbpo
 
 Points = dict[str, list[float]]
 """Returns of the episodes of an evaluation, by the seconds of plant data before it."""
 MEMBERS = 5
-POINTS = {"idle": (0.0,), "nominal": (0.0,), "true": (0.0,), "ours": (2.5, 5.0, 10.0), "policy": (10.0,), "PETS": (10.0, 20.0, 50.0, 100.0),
-          "SAC": (10.0, 50.0, 100.0, 200.0), "PPO": (10.0, 50.0, 100.0, 200.0)}
+POINTS = {"idle": (0.0,), "nominal": (0.0,), "true": (0.0,), "ours": (2.5, 5.0, 10.0), "policy": (10.0,), "MBPO": (10.0,),
+          "PETS": (10.0, 20.0, 50.0, 100.0), "SAC": (10.0, 50.0, 100.0, 200.0), "PPO": (10.0, 50.0, 100.0, 200.0)}
 """Seconds of plant data at which methods are evaluated on plants that do not say otherwise."""
 
 
@@ -147,17 +149,29 @@ def _learned(cell: Cell, method: str, model: ResidualDynamics, options: LearnOpt
 
 
 def policy(cell: Cell) -> Points:
-    """Train a network in the model that ours came to; it sees no more of the plant."""
+    """Train a network by gradients through the model that ours came to; it sees no more of the plant."""
+    return _trained(cell, lambda model, untrained, task, logs, seed: apg(model, untrained, task, TrainingOptions(
+        horizon=100, iterations=2000, seed=seed)))
+
+
+def branched(cell: Cell) -> Points:
+    """Train the same network by SAC in branches of that model."""
+    return _trained(cell, lambda model, untrained, task, logs, seed: mbpo(model, untrained, task, logs, MBPOOptions(seed=seed)))
+
+
+def _trained(cell: Cell, train: Callable[..., Trained]) -> Points:
+    """Return what the better of two policies by the model's own account earns, trained in the model of ours after all its data."""
     case, ran = cell.case, cell.folder("ours")
     last = max(int(p.parent.name[-3:]) for p in ran.glob("round_*/round.json"))
-    model, space = load_model(ran / f"round_{last:03d}" / "model", case.learned(cell.seed)), case.baseline().space
-    task = case.task(cell.seed)
+    model = load_model(ran / f"round_{last:03d}" / "model", case.learned(cell.seed))
+    space, task = case.baseline().space, case.task(cell.seed)
+    logs = [load(p, p.stem).trajectory(space, case.dt) for p in sorted(ran.glob("round_*/episode_*.npz"))]
     found = []
-    for trial in range(2):  # the one that the model likes better
-        untrained = MLPPolicy(space=space, low=-case.limit, high=case.limit, features=angles_turned(space, case.angles),
-                              seed=2 * cell.seed + trial)
+    for seed in (2 * cell.seed, 2 * cell.seed + 1):
+        untrained = MLPPolicy(space=space, low=-case.limit, high=case.limit, features=angles_turned(space, case.angles), seed=seed)
         untrained.normalise(task.draw(torch.Generator().manual_seed(0), 1000, dtype=torch.float64, practice=True))
-        found.append(apg(model, untrained.float(), task, TrainingOptions(horizon=100, iterations=2000, seed=2 * cell.seed + trial)))
+        found.append(train(model, untrained.float(), task, logs, seed))
+        say(f"{cell.plant}, seed {cell.seed}: {found[-1].cost:.4g} in the model, {found[-1].rounds[-1].seconds:.0f} s")
     best = min(found, key=lambda trained: trained.cost).policy
     return {"10": cell.returns(lambda seed: actor(best, model, task, seed))}
 
@@ -170,4 +184,4 @@ def model_free(cell: Cell) -> Points:
 
 
 METHODS: Mapping[str, Callable[[Cell], Points]] = {"idle": idle, "nominal": nominal, "true": true, "ours": ours, "policy": policy,
-                                                   "PETS": pets, "SAC": model_free, "PPO": model_free}
+                                                   "MBPO": branched, "PETS": pets, "SAC": model_free, "PPO": model_free}

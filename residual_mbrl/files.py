@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -117,6 +118,48 @@ def folder(path: Path, *, replaces: Collection[str] = ()) -> Iterator[Path]:
         raise _output_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a folder against other processes that would hold it too; a process that ends, however it does, lets go.
+
+    Args:
+        path: The folder; made where it is missing. A file ``.lock`` stays in it.
+
+    Raises:
+        BlockingIOError: if it is held already.
+        OutputError: if the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("ab")
+    except OSError as error:
+        raise _output_error(path, error) from error
+    with file:
+        if not _lock(file.fileno()):
+            raise BlockingIOError(errno.EAGAIN, "another process works in this folder", str(path))
+        yield
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file for this process; return whether nobody else had."""
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415  # there is no other
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl  # noqa: PLC0415  # not on Windows
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _swap(new: Path, path: Path) -> None:

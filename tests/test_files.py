@@ -217,3 +217,17 @@ def test_ctrl_c_of_a_process_leaves_nothing(tmp_path):
 def test_progress_folder_lies_beside_the_output(tmp_path):
     """Checkpoints have a hidden folder of their own beside the output, for relative outputs too."""
     assert files.progress_folder(tmp_path / "out") == tmp_path / ".out.progress"
+
+
+def test_a_killed_process_lets_a_folder_go(tmp_path):
+    """While it lives nobody else holds what it holds."""
+    script = f"import time; from residual_mbrl.files import held\n" \
+             f"with held({str(tmp_path)!r}):\n    print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError, match="another process works in this folder"), files.held(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with files.held(tmp_path):
+        pass

@@ -185,6 +185,15 @@ def test_a_folder_belongs_to_its_run(whole):
         run(whole[1], dynamics=problem.dynamics(inertia=1.1))
 
 
+def test_a_folder_has_one_run_at_a_time(whole):
+    """The other is refused before it touches anything; the folder is free again when the first has ended."""
+    from residual_mbrl.files import held
+
+    with held(whole[1]), pytest.raises(ModelError, match="another run goes on in this folder"):
+        run(whole[1])
+    assert torch.equal(next(run(whole[1]).policy.parameters()), next(whole[0].policy.parameters()))
+
+
 def test_environment_must_fit_the_model():
     """Actions at once, states when they are first seen."""
     gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from residual_mbrl.dynamics import ResidualDynamics, ensemble
 from residual_mbrl.errors import ModelError
 from residual_mbrl.exploration.excitation import Excite, random_excitation
-from residual_mbrl.files import dump_json, load_json, write_json
+from residual_mbrl.files import dump_json, held, load_json, write_json
 from residual_mbrl.fitting import fit
 from residual_mbrl.identification import identify
 from residual_mbrl.learning.acting import Act, Array, Guard, Planning, PolicyOrPlanning, actor
@@ -65,7 +66,7 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
 
     Raises:
         ValueError: if plant, model, task and policy do not fit.
-        ModelError: if no round had data to learn from, or the folder belongs to another run.
+        ModelError: if no round had data to learn from, or the folder belongs to another run, or one that goes on there now.
     """
     options, space = options or LearnOptions(), dynamics.baseline.space
     if isinstance(plant, Plant) and (plant.space.state_names, plant.space.action) != (space.state_names, space.action):
@@ -73,24 +74,13 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
                          f"{space.state_names} and {space.action}")
     if isinstance(plant, Plant) and abs(plant.dt - dynamics.dt) > 1e-9 * dynamics.dt:
         raise ValueError(f"learn: the plant steps {plant.dt:g} s, the model {dynamics.dt:g} s")
-    out = Path(out)
-    _claim(out, budget, options, dynamics, policy)
-    run = _Run(plant, dynamics, task, policy, budget, out, options, excite or random_excitation, guard, tell)
-    rounds: list[LearnedRound] = []
-    for k in range(budget.rounds):
-        made = run.round(k)
-        if made is not None:
-            rounds.append(made)
-            if progress is not None:
-                progress(made)
-        if budget.seconds - run.seconds < (options.window - 0.5) * dynamics.dt:
-            break
-    if not rounds:
-        raise ModelError("learn: no round had data to learn from")
-    judged = [r for r in rounds if np.isfinite(r.evaluated)]
-    best = min(judged, key=lambda r: r.evaluated).round if judged else rounds[-1].round
-    chosen = policy if isinstance(policy, Planning) else _network(run.folder(best) / "policy")
-    return Learned(dynamics=run.dynamics, policy=chosen, rounds=tuple(rounds))
+    run = _Run(plant, dynamics, task, policy, budget, Path(out), options, excite or random_excitation, guard, tell)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(run.out))
+        except BlockingIOError as error:
+            raise ModelError(f"learn: {out}: another run goes on in this folder; wait for it or give another one") from error
+        return run.whole(progress)
 
 
 class _Run:
@@ -106,6 +96,25 @@ class _Run:
     def folder(self, k: int) -> Path:
         """Return the folder of a round."""
         return self.out / f"round_{k:03d}"
+
+    def whole(self, progress: Callable[[LearnedRound], None] | None) -> Learned:
+        """Return what all rounds came to, each told of when it is done."""
+        budget, policy, rounds = self.budget, self.policy, list[LearnedRound]()
+        _claim(self.out, budget, self.options, self.dynamics, policy)
+        for k in range(budget.rounds):
+            made = self.round(k)
+            if made is not None:
+                rounds.append(made)
+                if progress is not None:
+                    progress(made)
+            if budget.seconds - self.seconds < (self.options.window - 0.5) * self.dynamics.dt:
+                break
+        if not rounds:
+            raise ModelError("learn: no round had data to learn from")
+        judged = [r for r in rounds if np.isfinite(r.evaluated)]
+        best = min(judged, key=lambda r: r.evaluated).round if judged else rounds[-1].round
+        chosen = policy if isinstance(policy, Planning) else _network(self.folder(best) / "policy")
+        return Learned(dynamics=self.dynamics, policy=chosen, rounds=tuple(rounds))
 
     def round(self, k: int) -> LearnedRound | None:
         """Return what a round came to, made where it is not there yet; None of one without data."""
