@@ -17,7 +17,7 @@ from residual_mbrl.learning.episodes import Episode
 from residual_mbrl.policies import angles_turned
 from residual_mbrl.policy_optimization import MBPOOptions, TrainingOptions, mbpo
 from residual_mbrl.policy_optimization.mbpo import transitions
-from residual_mbrl.policy_optimization.model_free import MixedReplay
+from residual_mbrl.policy_optimization.model_free import BaselinesEnv, MixedReplay, TanhActorPolicy
 from residual_mbrl.tasks import Window
 
 SHORT = MBPOOptions(worlds=8, length=4, iterations=24, updates=1, batch=32, evaluate_every=8, evaluated=4)
@@ -85,13 +85,12 @@ def test_the_mean_of_sac_is_the_policy():
 
     from residual_mbrl.model_env import ModelEnv
     from residual_mbrl.policy_optimization.mbpo import _copy
-    from residual_mbrl.policy_optimization.model_free import BaselinesEnv
 
     policy = problem.policy()
     x = 3 * torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
     env = BaselinesEnv(ModelEnv(problem.dynamics(), count=1, start=lambda rng, n: np.zeros((n, 2)), reward=lambda x, u, y: 0 * x[:, 0],
                                 observe=lambda x: policy.seen(torch.from_numpy(x)).detach().numpy(), action_range=(-20.0, 20.0)))
-    learner = SAC("MlpPolicy", env, policy_kwargs={"activation_fn": torch.nn.Tanh, "net_arch": list(policy.hidden)}, seed=0)
+    learner = SAC(TanhActorPolicy, env, policy_kwargs={"net_arch": list(policy.hidden)}, seed=0)
     _copy(learner.actor, policy, back=False)
     acted = learner.predict(policy.seen(x).detach().numpy(), deterministic=True)[0]
     assert np.allclose(acted, policy(x).detach().numpy(), atol=1e-4)

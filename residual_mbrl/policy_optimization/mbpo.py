@@ -47,7 +47,7 @@ class MBPOOptions:
         batch: Transitions of a gradient step.
         real: Share of them that are the plant's.
         kept: Latest transitions of the model that are drawn from.
-        hidden: Tanh units of each layer of SAC's two values.
+        hidden: Units of each layer of SAC's two values.
         rate: Learning rate of Adam.
         discount: Of each step.
         evaluate_every: Iterations from one evaluation to the next; the best policy found is the result.
@@ -133,7 +133,7 @@ def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Se
     """
     from stable_baselines3 import SAC  # noqa: PLC0415  # an optional dependency
 
-    from residual_mbrl.policy_optimization.model_free import MixedReplay  # noqa: PLC0415
+    from residual_mbrl.policy_optimization.model_free import MixedReplay, TanhActorPolicy  # noqa: PLC0415
 
     o = options or MBPOOptions()
     if type(policy) is not MLPPolicy or policy.goal_size:
@@ -160,10 +160,10 @@ def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Se
         return True
 
     with _own_random_numbers():
-        learner = SAC("MlpPolicy", branches.env(), learning_rate=o.rate, buffer_size=o.kept, learning_starts=RANDOM * o.worlds,
+        learner = SAC(TanhActorPolicy, branches.env(), learning_rate=o.rate, buffer_size=o.kept, learning_starts=RANDOM * o.worlds,
                       batch_size=o.batch, gamma=o.discount, gradient_steps=o.updates, ent_coef=ENTROPY, seed=o.seed, device="cpu",
                       replay_buffer_class=MixedReplay, replay_buffer_kwargs={"given": branches.given(), "share": o.real},
-                      policy_kwargs={"activation_fn": nn.Tanh, "net_arch": {"pi": list(policy.hidden), "qf": list(o.hidden)}})
+                      policy_kwargs={"net_arch": {"pi": list(policy.hidden), "qf": list(o.hidden)}})
         _copy(learner.actor, current, back=True)
         learner.learn(o.worlds * o.iterations, callback=judged)
     return Trained(policy=best, value=None, cost=cost, rounds=tuple(rounds), skipped=0, steps=o.worlds * o.iterations)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import nn
 
 from residual_mbrl.model_env import ModelEnv
 
@@ -15,6 +16,7 @@ try:
     from stable_baselines3.common.buffers import ReplayBuffer
     from stable_baselines3.common.type_aliases import ReplayBufferSamples
     from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.sac.policies import Actor, SACPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("learners of stable-baselines3 need: pip install residual-mbrl[rl]", name="stable_baselines3") from error
 
@@ -76,6 +78,15 @@ class BaselinesEnv(VecEnv):
     def _indices(self, indices: Any) -> Sequence[int]:
         found: Sequence[int] = list(self._get_indices(indices))
         return found
+
+
+class TanhActorPolicy(SACPolicy):
+    """SAC's networks with tanh units in the actor, as policies have them; its values have rectified ones."""
+
+    def make_actor(self, features_extractor: Any = None) -> Actor:
+        """Return an actor."""
+        self.actor_kwargs["activation_fn"] = nn.Tanh
+        return super().make_actor(features_extractor)
 
 
 class MixedReplay(ReplayBuffer):
