@@ -77,7 +77,11 @@ class ModelEnv(VectorEnv[Any, Any, Any]):
         return self._shown(), {}
 
     def step(self, actions: Any) -> tuple[Array, Array, Mask, Mask, dict[str, Any]]:
-        """Advance every world by one step of the model, those that were over to a first state."""
+        """Advance every world by one step of the model, those that were over to a first state.
+
+        Raises:
+            ValueError: if actions have another shape, or a reward is not finite where the states are.
+        """
         commands = np.asarray(actions, np.float64)
         if commands.shape != (self.num_envs, len(self._low)):
             raise ValueError(f"ModelEnv: expected actions of shape {(self.num_envs, len(self._low))}, received {commands.shape}")
@@ -90,6 +94,10 @@ class ModelEnv(VectorEnv[Any, Any, Any]):
         after = self._known()
         failed = ~np.isfinite(after).all(1) & ~fresh
         reward = np.where(fresh | failed, 0.0, self._reward(before, commands, after))
+        if not np.isfinite(reward).all():
+            k = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise ValueError(f"ModelEnv: the reward of world {k} is {reward[k]}, of state {before[k]}, action {commands[k]} and next state "
+                             f"{after[k]}; expected a finite number")
         self._steps += 1
         terminated = (failed | (self._ends(after) if self._ends is not None else False)) & ~fresh
         truncated = (self._steps >= self._horizon if self._horizon is not None else np.zeros(self.num_envs, bool)) & ~terminated & ~fresh

@@ -61,6 +61,31 @@ class Task:
         return drawn.to(dtype)
 
 
+    def running(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Return the running cost of each step of an episode from its begin, shape [H].
+
+        Args:
+            states: Where each step begins, shape [H, nx].
+            actions: Shape [H, nu].
+        """
+        every = self.cost.references.to(states)
+        return self.cost.running(states, actions, every[..., : len(actions) if every.shape[-2] > 2 else 1, :])
+
+    def recorded(self, states: Tensor, actions: Tensor, name: str) -> Tensor:
+        """Return what ``running`` does for steps that were recorded, whose costs must be finite.
+
+        Raises:
+            ValueError: naming the first step whose cost is not, and its state and action.
+        """
+        costs = self.running(states, actions)
+        bad = (~torch.isfinite(costs)).nonzero()
+        if len(bad):
+            t = int(bad[0])
+            raise ValueError(f"{name}: the task's cost of step {t} is {float(costs[t])}, of state {states[t].tolist()} and action "
+                             f"{actions[t].tolist()}; expected a finite number")
+        return costs
+
+
 class Window(Cost):
     """A stretch of a cost whose references change from step to step; beyond the end the last one is held.
 

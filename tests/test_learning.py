@@ -185,6 +185,33 @@ def test_a_folder_belongs_to_its_run(whole):
         run(whole[1], dynamics=problem.dynamics(inertia=1.1))
 
 
+def test_a_cost_that_is_no_number_is_named(tmp_path):
+    """At once where the task begins; elsewhere after the episode, which stays on disk."""
+    from dataclasses import replace
+
+    from residual_mbrl.function_cost import FunctionCost
+
+    def task(cost):
+        space = problem.dynamics().baseline.space
+        return replace(problem.task(), cost=FunctionCost(space=space, running=lambda x, u, r: cost(x), terminal=lambda x, r: 0 * x[..., 0]))
+
+    with pytest.raises(ValueError, match=r"learn: the task's cost of step 0 is nan, of state \["):
+        run(tmp_path / "run", task=task(lambda x: float("nan") * x[..., 0]))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="round 0, episode 0: the task's cost of step 5 is nan"):
+        run(tmp_path / "run", task=task(_after(5)))
+    assert len(load(tmp_path / "run" / "round_000" / "episode_000.npz", "").actions) == 40
+
+
+def _after(step):
+    """A cost that is no number at a step of an episode."""
+    def cost(x):
+        found = x[..., 0] ** 2
+        return torch.where(torch.arange(len(found)) == step, float("nan"), found) if len(found) > 1 else found
+
+    return cost
+
+
 def test_a_folder_has_one_run_at_a_time(whole):
     """The other is refused before it touches anything; the folder is free again when the first has ended."""
     from residual_mbrl.files import held

@@ -138,3 +138,12 @@ def test_steps_of_an_ensemble_are_each_of_one_member():
         x = shown
     assert met.any(0).all()
     assert (met.sum(1) > 1).all()
+
+
+def test_a_reward_that_is_no_number_is_named():
+    """With the world, its state and action."""
+    env = ModelEnv(ResidualDynamics(CartPole(dt=0.02)), count=3, start=lambda rng, n: np.zeros((n, 4)),
+                   reward=lambda x, u, y: np.array([0.0, np.nan, 0.0]))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="the reward of world 1 is nan, of state"):
+        env.step(np.zeros((3, 1)))

@@ -65,7 +65,7 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
         tell: Called with what is being done, and the fraction of it that is.
 
     Raises:
-        ValueError: if plant, model, task and policy do not fit.
+        ValueError: if plant, model, task and policy do not fit, or the cost of a step is not finite; episodes so far stay on disk.
         ModelError: if no round had data to learn from, or the folder belongs to another run, or one that goes on there now.
     """
     options, space = options or LearnOptions(), dynamics.baseline.space
@@ -74,6 +74,7 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
                          f"{space.state_names} and {space.action}")
     if isinstance(plant, Plant) and abs(plant.dt - dynamics.dt) > 1e-9 * dynamics.dt:
         raise ValueError(f"learn: the plant steps {plant.dt:g} s, the model {dynamics.dt:g} s")
+    task.recorded(task.starts(0, 1), 0.5 * (task.low + task.high).double()[None], "learn")
     run = _Run(plant, dynamics, task, policy, budget, Path(out), options, excite or random_excitation, guard, tell)
     with ExitStack() as stack:
         try:
@@ -228,8 +229,7 @@ class _Run:
         if not len(episode.actions):
             return float("nan")
         x, u = torch.tensor(episode.states[:-1]), torch.tensor(episode.actions)
-        every = self.task.cost.references.double()
-        costs = self.task.cost.running(x, u, every[..., : len(u) if every.shape[-2] > 2 else 1, :])
+        costs = self.task.recorded(x, u, episode.name)
         return float(costs.sum() + (self.task.steps - len(u)) * costs.max() * (len(u) < (self.budget.steps or self.task.steps)))
 
     def _seed(self, k: int, i: int) -> int:

@@ -95,7 +95,7 @@ def transitions(dynamics: ResidualDynamics, task: Task, logs: Sequence[Trajector
     """Return the steps in logs that hold the state, but those from where the task is over.
 
     Raises:
-        ValueError: if their columns are not the state's, or no such step was recorded whole.
+        ValueError: if their columns are not the state's, no such step was recorded whole, or the cost of one is not finite.
     """
     names = dynamics.baseline.space.state_names
     strange = next((t for t in logs if t.measurement_names != names), None)
@@ -108,7 +108,7 @@ def transitions(dynamics: ResidualDynamics, task: Task, logs: Sequence[Trajector
     states, following = steps.measurements[whole].unbind(1)
     actions = steps.actions[whole, 0].clamp(task.low.double(), task.high.double())
     return Transitions(states=states.numpy(), actions=actions.numpy(), following=following.numpy(),
-                       costs=_costs(task, states, actions).numpy(), over=_over(task, following))
+                       costs=task.recorded(states, actions, "mbpo").numpy(), over=_over(task, following))
 
 
 def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Sequence[Trajectory], options: MBPOOptions | None = None, *,
@@ -193,7 +193,7 @@ class Branches:
         from residual_mbrl.policy_optimization.model_free import BaselinesEnv  # noqa: PLC0415
 
         def reward(x: Array, u: Array, y: Array) -> Array:
-            return self._rewards(_costs(self.task, torch.from_numpy(x), torch.from_numpy(u)).numpy(), _over(self.task, torch.from_numpy(y)))
+            return self._rewards(self.task.running(torch.from_numpy(x), torch.from_numpy(u)).numpy(), _over(self.task, torch.from_numpy(y)))
 
         return BaselinesEnv(ModelEnv(
             self.dynamics, count=self.options.worlds, start=lambda rng, n: self._starts[rng.integers(len(self._starts), size=n)],
@@ -213,10 +213,6 @@ class Branches:
         with torch.no_grad():
             found: Array = self.policy.seen(torch.from_numpy(states)).numpy()
         return np.nan_to_num(found, posinf=0.0, neginf=0.0)  # of a world that has failed, whose value does not count
-
-
-def _costs(task: Task, states: Tensor, actions: Tensor) -> Tensor:
-    return task.cost.running(states, actions, task.cost.references[..., 0, :].to(states)).double()
 
 
 def _over(task: Task, states: Tensor) -> NDArray[np.bool_]:
