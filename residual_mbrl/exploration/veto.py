@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.dynamics import ResidualDynamics, member_count
 from residual_mbrl.policies.base import Policy
 from residual_mbrl.rollouts import rollout
 
@@ -42,7 +42,7 @@ class Veto:
             raise ValueError(f"Veto: expected largest [{space.nx}] and horizon >= 1, received {np.shape(largest)} and {horizon}")
         self.act, self.dynamics, self.fallback, self.horizon, self.vetoed = act, dynamics, fallback, horizon, 0
         self._allowed = torch.as_tensor(np.broadcast_to(largest - np.asarray(margin), (horizon, space.nx)).copy())
-        self._members = next((w.shape[0] for w in dynamics.parameters() if w.ndim > 2), 0)
+        self._members = member_count(dynamics)
 
     def __call__(self, state: Array, t: int) -> Array:
         """Return the explorer's action, or the fallback's."""

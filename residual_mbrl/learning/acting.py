@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from residual_mbrl.costs import Cost
-from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.dynamics import ResidualDynamics, member_count
 from residual_mbrl.planners import (
     ICEM,
     ILQR,
@@ -112,11 +112,6 @@ def actor(controller: PolicyOrPlanning, dynamics: ResidualDynamics, task: Task, 
         return controller.actor(dynamics, task, seed)
     form, rng, size = NumpyPolicy(controller), np.random.default_rng(seed), controller.noise_size
     return lambda state, t: form(state, None, rng.standard_normal(size) if size else None)
-
-
-def member_count(dynamics: ResidualDynamics) -> int:
-    """Return the members of an ensemble, 0 of a single model."""
-    return next((w.shape[0] for w in dynamics.parameters() if w.ndim > 2), 0)  # a layer's own dimensions
 
 
 def _planner(dynamics: ResidualDynamics, cost: Cost, options: PlannerOptions, seed: int) -> Callable[..., Planner]:
