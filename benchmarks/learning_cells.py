@@ -113,23 +113,29 @@ def true(cell: Cell) -> Points:
 
 def ours(cell: Cell) -> Points:
     """Identify what is known, learn friction (and springs), and plan."""
-    case = cell.case
+    return _learned(cell, "ours", cell.case.learned(cell.seed), identifying(cell.case, cell.seed))
+
+
+def identifying(case: Case, seed: int) -> LearnOptions:
+    """Return how ours learns."""
     noise, stride = case.noise.tolist(), case.window // 2
     identify = IdentifyOptions(candidates=8, starts=1, start_std=noise)
     if case.off is not None:  # what is measured errs by less than the model does: windows begin where it says
         noise, stride, identify = case.off.tolist(), case.window, IdentifyOptions(candidates=1, starts=1, iterations=15)
-    options = LearnOptions(window=case.window, stride=stride, noise=noise, seed=cell.seed, identify=identify,
-                           fit=FitOptions(rounds=3, iterations=5, ridge=0.01, start_std=noise))
-    return _learned(cell, "ours", case.learned(cell.seed), options)
+    return LearnOptions(window=case.window, stride=stride, noise=noise, seed=seed, identify=identify,
+                        fit=FitOptions(rounds=3, iterations=5, ridge=0.01, start_std=noise))
 
 
 def pets(cell: Cell) -> Points:
     """Fit networks that know nothing, and plan."""
+    return _learned(cell, "PETS", cell.case.alone(cell.seed), knowing_nothing(cell.case, cell.seed))
+
+
+def knowing_nothing(case: Case, seed: int) -> LearnOptions:
+    """Return how networks that know nothing learn."""
     fit = FitOptions(method="adam", rounds=1, iterations=300, ridge=1e-4, parameters=False)
-    case = cell.case
-    options = LearnOptions(window=case.alone_window, stride=case.alone_window // 2, noise=case.noise.tolist(), seed=cell.seed,
-                           members=MEMBERS, identify=None, fit=fit)
-    return _learned(cell, "PETS", case.alone(cell.seed), options)
+    return LearnOptions(window=case.alone_window, stride=case.alone_window // 2, noise=case.noise.tolist(), seed=seed, members=MEMBERS,
+                        identify=None, fit=fit)
 
 
 def _learned(cell: Cell, method: str, model: ResidualDynamics, options: LearnOptions) -> Points:
@@ -156,7 +162,8 @@ def policy(cell: Cell) -> Points:
 
 def branched(cell: Cell) -> Points:
     """Train the same network by SAC in branches of that model."""
-    return _trained(cell, lambda model, untrained, task, logs, seed: mbpo(model, untrained, task, logs, MBPOOptions(seed=seed)))
+    return _trained(cell, lambda model, untrained, task, logs, seed: mbpo(model, untrained, task, logs, MBPOOptions(
+        length=25, discount=0.98, seed=seed)))
 
 
 def _trained(cell: Cell, train: Callable[..., Trained]) -> Points:

@@ -240,6 +240,19 @@ def ensemble(members: Sequence[ResidualDynamics]) -> ResidualDynamics:
     return joined
 
 
+def member(dynamics: ResidualDynamics, k: int) -> ResidualDynamics:
+    """Return one model of an ensemble, as ``ensemble`` was given it."""
+    single = copy.deepcopy(dynamics)
+    stored = dict(single.state_dict())
+    for name, parameter in list(single.named_parameters()):
+        _assign(single, name, nn.Parameter(stored[name][k].clone(), requires_grad=parameter.requires_grad))
+    for name, _ in list(single.named_buffers()):
+        if name in stored:
+            *path, last = name.split(".")
+            single.get_submodule(".".join(path)).register_buffer(last, stored[name][k].clone())
+    return single
+
+
 def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
     *path, last = name.split(".")
     owner = module.get_submodule(".".join(path))

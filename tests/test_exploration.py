@@ -7,7 +7,7 @@ import policy_problem as problem
 import pytest
 import torch
 
-from residual_mbrl.dynamics import ResidualDynamics, ensemble
+from residual_mbrl.dynamics import ResidualDynamics, ensemble, member
 from residual_mbrl.exploration import (
     InformationOptions,
     Veto,
@@ -100,6 +100,24 @@ def test_disagreement_is_sought():
     assert found > 1.5 * np.median([spread(random_excitation(model, task, 30, s)) for s in range(16)])
     with pytest.raises(ValueError, match="expected an ensemble"):
         disagreement_excitation(problem.dynamics(), task, 30, 1)
+
+
+def test_a_member_is_the_model_that_was_joined():
+    """Weights and predictions."""
+    model = members(0.3)
+    x, u = torch.tensor([0.3, 1.0]).double(), torch.randn(20, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together = rollout(model, x.expand(3, 2), u.expand(3, 20, 1)).detach()
+    for k in range(3):
+        assert torch.allclose(rollout(member(model, k), x, u).detach(), together[k], rtol=1e-9, atol=1e-9)
+
+
+def test_members_that_are_alike_are_excited_at_random(caplog):
+    """There is nothing to search for before a fit, and the log says so."""
+    task = problem.task()
+    with caplog.at_level("INFO"):
+        found = disagreement_excitation(members(0.0), task, 30, 1, options=SearchOptions(iterations=2))
+    assert np.array_equal(found, random_excitation(problem.dynamics(), task, 30, 1))
+    assert "no actions part the members" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["model", "ensemble"])

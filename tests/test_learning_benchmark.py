@@ -124,3 +124,23 @@ def test_seconds_for_an_error_are_found_between_experiments(plants):
     value, low, high = interquartile([0.2, 0.9, 1.0, 1.1, 5.0])
     assert value == pytest.approx(1.0)
     assert low < 1 < high
+
+
+def test_prediction_errors_are_relative_to_the_motion(plants):
+    """One where nothing moves, little in the true model, and for members that agree that of one of them."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from exploration import Recorded, error
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    from residual_mbrl.dynamics import ResidualDynamics, ensemble
+    from residual_mbrl.physics.free_body import FreeBody
+
+    case = plants["cart-pole"]()
+    states, actions = followed(case, 3, 60, 0.5)
+    held = Recorded.of([(states.numpy(), actions.numpy())])
+    assert held.first.shape == held.last.shape == (11, 4)
+    still = Recorded(first=held.last, actions=0 * held.actions, last=held.last + (held.last - held.first))
+    assert error(ResidualDynamics(FreeBody(case.baseline().space, dt=1e-9)), still) == pytest.approx(1)
+    assert error(case.true(3), held) < 0.05
+    assert error(ensemble([case.alone(3)] * 2), held) == pytest.approx(error(case.alone(3), held))

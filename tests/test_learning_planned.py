@@ -14,9 +14,12 @@ from test_learning import Dying, Killed
 
 from residual_mbrl.costs import QuadraticCost
 from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.exploration import InformationOptions, disagreement_excitation, information_excitation, random_excitation
+from residual_mbrl.exploration.excitation import SearchOptions
 from residual_mbrl.fitting import FitOptions
 from residual_mbrl.identification import IdentifyOptions
 from residual_mbrl.learning import Budget, LearnOptions, ModelPlant, Planning, learn, network_alone, shown
+from residual_mbrl.learning.episodes import load
 from residual_mbrl.planners import ICEMOptions, ILQROptions
 from residual_mbrl.policy_optimization import TrainingOptions
 from residual_mbrl.residuals import Feature, Unstructured
@@ -127,3 +130,23 @@ def test_wrong_arguments_are_named():
         network_alone(problem.dynamics().baseline.space, dt=0.05, bound=1.0, angles=["x"])
     with pytest.raises(ValueError, match="a fit where there are several"):
         LearnOptions(members=3, fit=None)
+
+
+def test_excitation_in_an_ensemble_goes_on_from_round_to_round(tmp_path):
+    """Members are alike in the first round, where disagreement is none and actions are random; they are not in the next."""
+    force = Unstructured(nv=1, features=[Feature(source="velocity")], bound=5.0, hidden=(4,))
+    search, budget = SearchOptions(iterations=2, candidates=8), Budget(rounds=2, excited=2)
+    model, found = ResidualDynamics(problem.dynamics().baseline, [force]), {}
+
+    def information(dynamics, task, steps, seed):
+        return information_excitation(dynamics, task, steps, seed, InformationOptions(free=list(TRUE), search=search))
+
+    ways = {"random": random_excitation, "information": information,
+            "disagreement": lambda *given: disagreement_excitation(*given, options=search)}
+    for name, excite in ways.items():
+        learn(ModelPlant(problem.dynamics(**TRUE), 1e-3), model, problem.task(), Planning(steps=5, options=ICEM), budget, tmp_path / name,
+              options(members=2), excite=excite)
+        found[name] = [load(p, "episode").actions for p in sorted((tmp_path / name).rglob("episode_000.npz"))]
+        assert [len(a) for a in found[name]] == [40, 40]
+    same = [np.array_equal(a, b) for a, b in zip(found["random"], found["disagreement"], strict=True)]
+    assert same == [True, False]

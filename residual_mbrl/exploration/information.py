@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_mbrl.baselines import Parameter
-from residual_mbrl.dynamics import ResidualDynamics
+from residual_mbrl.dynamics import ResidualDynamics, member
 from residual_mbrl.exploration.excitation import SearchOptions, search_actions
 from residual_mbrl.rollouts import rollout
 from residual_mbrl.tasks import Task
@@ -149,7 +149,7 @@ def information_excitation(dynamics: ResidualDynamics, task: Task, steps: int, s
     """Return the actions from the task's start that promise most, shape [steps, nu].
 
     Args:
-        dynamics: The model as far as it is known.
+        dynamics: The model as far as it is known; of an ensemble, its first member.
         task: Gives start and range.
         steps: Of the experiment.
         seed: Of the search; the task's first state is drawn from it, as ``learn`` draws it.
@@ -157,6 +157,7 @@ def information_excitation(dynamics: ResidualDynamics, task: Task, steps: int, s
     """
     options = options or InformationOptions()
     first = task.starts(seed, 1)[0]
+    dynamics = member(dynamics, 0) if dynamics.members else dynamics
 
     def promise(actions: Tensor) -> Tensor:
         if options.goal == "gain":

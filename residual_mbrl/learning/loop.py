@@ -59,7 +59,8 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
         budget: What may be used.
         out: Folder of the run.
         options: How.
-        excite: Who acts in the first round: from model, task, steps and a seed to actions [steps, nu]; random holds where missing.
+        excite: Who acts in the first round: from model, task, steps and a seed to actions [steps, nu]; random holds where missing. With
+            ``LearnOptions(members=...)`` the model is an ensemble, whose members are alike before the first fit.
         guard: From who would act on the plant, and the model as it is known, to who may, such as one with a ``Veto``.
         progress: Called after each round.
         tell: Called with what is being done, and the fraction of it that is.
@@ -189,13 +190,18 @@ class _Run:
         if isinstance(self.plant, LoggedPlant):
             raise TypeError("logs cannot be acted on")
         dynamics, task = self.dynamics, self.task
-        act = actor(self.policy, dynamics, task, seed) if acted else _scheduled(self.excite(dynamics, task, steps, seed))
+        act = actor(self.policy, dynamics, task, seed) if acted else _scheduled(self.excite(self._known(), task, steps, seed))
         if self.guard is not None:
             act = self.guard(act, self.dynamics)
         if self.tell is not None:
             act = _told(act, name, steps, self.tell)
         return collect(self.plant, path, name=name, seed=seed, first=self.task.starts(seed, 1)[0].numpy(), act=act, steps=steps,
                        low=self.task.low.double().numpy(), high=self.task.high.double().numpy())
+
+    def _known(self) -> ResidualDynamics:
+        """Return the model that an excitation sees: of several members from the first round on, alike until they are fitted."""
+        count = self.options.members
+        return ensemble([self.start] * count) if count > 1 and self.dynamics is self.start else self.dynamics
 
     def _model(self, k: int, windows: Windows, folder: Path) -> ResidualDynamics:
         """Return the model that all data so far say: the last one's parameters and residuals go on, an ensemble is fitted anew."""

@@ -56,14 +56,14 @@ class MBPOOptions:
         dtype: Of the worlds and the policy.
     """
 
-    worlds: int = 64
+    worlds: int = 32
     length: int = 10
-    iterations: int = 2000
+    iterations: int = 4000
     updates: int = 5
-    batch: int = 256
+    batch: int = 128
     real: float = 0.05
     kept: int = 100_000
-    hidden: Sequence[int] = (256, 256)
+    hidden: Sequence[int] = (128, 128)
     rate: float = 1e-3
     discount: float = 0.99
     evaluate_every: int = 50
