@@ -1,8 +1,8 @@
 """From an MJCF and three seconds of the robot to a controller: a reacher that carries what its model does not know.
 
 The robot here is Gymnasium's Reacher-v5 with a payload at its fingertip, more damping and dry friction; a driver of your own is a class
-with ``reset`` and ``step``. ``learn`` moves it at random for a second, identifies the MJCF's parameters, plans with them by iCEM, and so on.
-Killed at any moment, it goes on where it was: run it with ``--out run``, stop it, and run it again.
+with ``reset`` and ``step``. ``learn`` moves it at random for a second, identifies the MJCF's parameters, plans with them by iCEM for a
+second, and so on. Killed at any moment, it goes on where it was: run it with ``--out run``, stop it, and run it again.
 """
 
 from __future__ import annotations

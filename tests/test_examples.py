@@ -136,3 +136,12 @@ def test_12_controls_a_plant_in_another_process(tmp_path: Path) -> None:
     assert "observation not finite" in outcome["reasons"]
     assert (tmp_path / "loop.png").is_file()
     assert len((tmp_path / "switches.jsonl").read_text().splitlines()) == len(outcome["reasons"])
+
+
+@pytest.mark.slow
+def test_14_learns_from_seconds(tmp_path: Path) -> None:
+    """The payload and friction that the MJCF lacks are found, and the fingertip is nearer to its target."""
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
+    found = example("14_learn_from_seconds", {"out": tmp_path / "run"})
+    assert found["payload"] == pytest.approx(40.0, rel=0.02)
+    assert found["learned"] < found["as known"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,8 +114,10 @@ def test_planner_as_policy_plans_for_a_batch():
         def plan(self, state, warm=None):
             return type("Plan", (), {"actions": state[..., None, :1] * torch.ones(3, 1, dtype=state.dtype)})
 
-    x = random_states(BASELINE, 2, 3)
-    assert torch.equal(PlannedPolicy(Planner(), SPACE)(x), x[..., :1])
+    x, policy = random_states(BASELINE, 2, 3), PlannedPolicy(Planner(), SPACE)
+    assert torch.equal(policy(x), x[..., :1])
+    with pytest.raises(ValueError, match="expected a network policy, received PlannedPolicy; distil makes one"):
+        export_policy(Path("policy.onnx"), policy)
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -27,10 +27,12 @@ def export_policy(path: Path, policy: NetworkPolicy) -> None:
         policy: The policy.
 
     Raises:
-        ValueError: if the name ends in anything else.
+        ValueError: if the name ends in anything else, or the policy is a planner.
         ImportError: if what writes ONNX is not installed.
         OutputError: if it cannot be written.
     """
+    if not isinstance(policy, NetworkPolicy):
+        raise ValueError(f"export_policy: expected a network policy, received {type(policy).__name__}; distil makes one of a planner")
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"export_policy: {path}: expected a name that ends in one of {SUFFIXES}")
