@@ -47,6 +47,12 @@ class Eliminated:
         self._by_own: Array = np.zeros((self._rows, self._shape[1]))
         self._inverse: Array = np.zeros((*self._shape, self._shape[1]))
         self._at, self._s, self._errors = np.empty(0), self._s0, np.empty(0)
+        self._steps = np.full(self._size + self._shape[1], problem.step)
+
+    @property
+    def steps(self) -> Array:
+        """Difference steps of p."""
+        return self._steps[: self._size]
 
     def bounds(self) -> tuple[Array, Array]:
         """Return lower and upper bounds of p."""
@@ -71,7 +77,7 @@ class Eliminated:
             one_sided: Take differences of first order, for half the work.
         """
         errors = self._errors if np.array_equal(p, self._at) else self(p)
-        by_shared, by_own = self._problem.derivatives(self.complete(p), errors if one_sided else None)
+        by_shared, by_own, self._steps = self._problem.derivatives(self.complete(p), errors, one_sided=one_sided, steps=self._steps)
         if not self._shape[1]:
             return by_shared
         weighed = self._weights(errors) * by_own

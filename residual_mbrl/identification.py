@@ -206,7 +206,6 @@ class _Search:
         self.loss = robust.scipy_loss(options.loss, problem.rows())
         self.unknown = Eliminated(problem, problem.inside(z), self.loss, options.f_scale)
         self._cost: float | None = None
-        self._near = NEAR * problem.step
         self._at, self._errors, self._last, self._last_at = (np.empty(0),) * 4
         self._last_central = False
 
@@ -221,7 +220,7 @@ class _Search:
             return self._last  # the search ends here, but asks first
         finishing = before is not None and self._cost >= self._falling * before
         central = finishing or not np.array_equal(p, self._at)
-        if before is not None and (self._last_central or not central) and np.abs(p - self._last_at).max() < self._near:
+        if before is not None and (self._last_central or not central) and (np.abs(p - self._last_at) < NEAR * self.unknown.steps).all():
             return self._last
         self._last, self._last_at, self._last_central = self.unknown.jacobian(p, one_sided=not central), p.copy(), central
         return self._last

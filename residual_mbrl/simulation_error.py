@@ -11,6 +11,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,28 @@ from residual_mbrl.sensors import Sensor
 from residual_mbrl.windows import Windows
 
 Array = NDArray[np.float64]
+CHANGE = 1.0
+"""Standard deviations of the noise, as root mean square over the data, by which a difference step may move the simulation: more than that
+says little more of the slope, and what is not linear comes in. A step that moves it less stays as large as it may be."""
+SHARE = 0.1
+"""The same relative to the errors where they are larger: far from the solution the slope over a part of the way counts."""
+BEYOND = 5.0
+"""How many times more a step may move it before the difference is taken again with a smaller one."""
+SHRINKS = 3
+"""Times that it is taken again at most."""
 OFF_BOUND = 0.01
 """Distance from its bounds [scaled units] at which a least-squares search starts."""
+
+
+class Derivatives(NamedTuple):
+    """What a residual vector does near a place, and with which difference steps it is to be looked at next."""
+
+    shared: Array
+    """Derivative of all rows by parameters and weights, shape [rows, n + w]."""
+    own: Array
+    """Derivative of the data rows by the first state of the window that each belongs to, shape [data rows, s]."""
+    steps: Array
+    """Shape [n + w + s]."""
 
 
 class _Simulation(nn.Module):
@@ -61,7 +82,8 @@ class SimulationError:
         weights: Whether the residuals' weights are unknowns too.
         start_std: Standard deviation within which each state entry of a window's first state is estimated, shape [nx];
             None takes the sensor's estimate as it is.
-        step: Absolute finite-difference step in scaled units. Large, because stiction is not smooth.
+        step: Absolute finite-difference step in scaled units at most. Large, because stiction is not smooth; smaller for an unknown
+            along which it would move the simulation far beyond the noise, see ``derivatives``.
         every: Use every so many-th step of the error; neighbouring samples say nearly the same.
         chunk: Simulations (copies times windows) per batched rollout, a bound on memory.
     """
@@ -288,7 +310,7 @@ class SimulationError:
             z: Where.
             here: The residual vector at z; differences are then one-sided, of first order in the step, for half the work.
         """
-        by_shared, by_own = self.derivatives(z, here)
+        by_shared, by_own, _ = self.derivatives(z, self(z) if here is None else here, one_sided=here is not None)
         shared, s, b = by_shared.shape[1], by_own.shape[1], len(self.windows)
         if not s:
             return by_shared
@@ -301,23 +323,36 @@ class SimulationError:
         jacobian[tail:, shared:] = np.eye(s * b)
         return jacobian
 
-    def derivatives(self, z: Array, here: Array | None = None) -> tuple[Array, Array]:
-        """Return the parts of ``jacobian`` that may differ from zero and one; arguments as there.
+    def derivatives(self, z: Array, here: Array, *, one_sided: bool = False, steps: Array | None = None) -> Derivatives:
+        """Return the parts of ``jacobian`` that may differ from zero and one.
 
-        First states of different windows are perturbed together, since a window depends on its own alone.
+        First states of different windows are perturbed together, since a window depends on its own alone. A difference whose step moves
+        the simulation by far more than noise and errors are is taken again with a smaller one: what a parameter's bounds and
+        nominal value say of its scale can be a hundred times what it takes to spoil a long simulation.
 
-        Returns:
-            The derivative of all rows by parameters and weights, shape [rows, n + w], and that of the data rows by the first
-            state of the window that each belongs to, shape [data rows, s].
+        Args:
+            z: Where.
+            here: The residual vector at z.
+            one_sided: Take differences of first order, for half the work.
+            steps: What to begin with for each unknown, parameters, weights, and entries of first states, shape [n + w + s].
         """
         n, w, s = self.sizes
-        shared = n + w
-        directions = np.zeros((shared + s, self.length))
-        directions[np.arange(shared), np.arange(shared)] = self.step
-        for k in range(s):
-            directions[shared + k, shared + k :: s] = self.step
-        slopes = self._slopes(z, directions, here)
-        return np.ascontiguousarray(slopes[:shared].T), np.ascontiguousarray(slopes[shared:, : self.rows()].T)
+        shared, rows = n + w, self.rows()
+        steps = np.full(shared + s, self.step) if steps is None else steps.copy()
+        slopes, left = np.zeros((shared + s, len(here))), np.arange(shared + s)
+        allowed = max(CHANGE, SHARE * _spread(here[:rows]))
+        for _ in range(SHRINKS + 1):
+            directions = np.zeros((len(left), self.length))
+            for row, k in zip(directions, left, strict=True):
+                row[k :: s if k >= shared else self.length] = steps[k]
+            slopes[left] = self._slopes(z, directions, here if one_sided else None)
+            moved = _spread(slopes[left, :rows]) * steps[left]
+            far = moved > BEYOND * allowed
+            steps[left] = np.minimum(self.step, steps[left] * allowed / np.maximum(moved, 1e-12))
+            left = left[far]
+            if not len(left):
+                break
+        return Derivatives(np.ascontiguousarray(slopes[:shared].T), np.ascontiguousarray(slopes[shared:, :rows].T), steps)
 
     def owner(self) -> NDArray[np.intp]:
         """Return the window that each data row belongs to, in ascending order, shape [data rows]."""
@@ -341,6 +376,11 @@ class SimulationError:
         first, w, _ = self.sizes
         parts = z[:, first : first + w].split([s.numel() for s in self._shapes.values()], -1)
         return {n: part.unflatten(-1, tuple(s)) if s else part[:, 0] for (n, s), part in zip(self._shapes.items(), parts, strict=True)}
+
+
+def _spread(x: Array) -> Any:
+    """Return the root mean square over the last axis; zero of nothing."""
+    return np.sqrt(np.square(x).mean(-1)) if x.shape[-1] else np.zeros(x.shape[:-1])
 
 
 def _array(x: Tensor) -> Array:

@@ -13,7 +13,7 @@ from scipy.optimize import least_squares
 from residual_mbrl import robust
 from residual_mbrl.dynamics import ResidualDynamics
 from residual_mbrl.first_states import Eliminated
-from residual_mbrl.simulation_error import SimulationError
+from residual_mbrl.simulation_error import Derivatives, SimulationError
 
 START_STD = (0.05, 0.2)
 
@@ -24,6 +24,7 @@ class Affine:
 
     lengths = (9, 0, 6)
     sizes = (3, 0, 2)
+    step = 0.02
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -48,8 +49,8 @@ class Affine:
         matrix, y = self.dense()
         return matrix @ z - y
 
-    def derivatives(self, z, here=None):
-        return self.dense()[0][:, :3], self.by_s
+    def derivatives(self, z, here, *, one_sided=False, steps=None):
+        return Derivatives(self.dense()[0][:, :3], self.by_s, steps)
 
 
 def simulated(loss="linear"):

@@ -266,3 +266,40 @@ def test_a_plant_that_cannot_be_simulated_is_a_status():
     broken = renewed(windows, torch.where(torch.arange(9)[:, None] == 0, 1e300, windows.measurements))
     result = identify(ResidualDynamics(pendulum()), sensor(), broken, replace(ONE, iterations=2))
     assert result.status is Status.DIVERGED
+
+
+FRICTION = {"cart_mass": 1.4, "pole_mass": 0.12, "length": 0.33, "cart_viscous": 0.3, "pole_viscous": 0.0085}
+
+
+def swung(seconds):
+    """A cart-pole that swings at about its own frequency, with friction of which its data sheet says nothing, and its noise."""
+    from residual_mbrl.physics.cartpole import CartPole
+    from residual_mbrl.rollouts import rollout
+    from residual_mbrl.sensors import state_sensor
+    from residual_mbrl.trajectories import Trajectory
+    from residual_mbrl.windows import cut_windows
+
+    dt, noise = 0.02, (1e-3, 2e-3, 1e-2, 2e-2)
+    time = dt * np.arange(round(seconds / dt) + 1)
+    actions = sum(1.5 * np.sin(2 * np.pi * f * time[:-1] + f) for f in (0.7, 0.85, 1.0))[:, None]
+    plant = ResidualDynamics(CartPole(dt=dt), values=FRICTION)
+    states = rollout(plant, torch.zeros(4).double(), torch.tensor(actions)).numpy()
+    assert 0.3 < np.abs(states[:, 1]).max() < 1.5
+    measured = states + np.random.default_rng(0).standard_normal(states.shape) * noise
+    names, space = plant.space.state_names, plant.space
+    log = Trajectory(name="swing", command_time=time[:-1], commands=actions, command_names=space.action, measurement_time=time,
+                     measurements=measured, measurement_names=names, units=dict(space.units))
+    return ResidualDynamics(CartPole(dt=dt)), state_sensor(space, noise), cut_windows([log], dt), noise
+
+
+@pytest.mark.parametrize("seconds", [2.0, 6.0, 12.0])
+def test_small_friction_is_found_in_a_long_record(seconds):
+    """Though its scale comes from bounds that are thousands of times as wide: a difference step of that size would spoil the record."""
+    model, seen, windows, noise = swung(seconds)
+    result = identify(model, seen, windows, IdentifyOptions(free=list(FRICTION), candidates=1, starts=1, loss="linear", start_std=noise,
+                                                            horizons=[25, 50]))
+    assert result.status is Status.CONVERGED
+    assert result.cost < 0.6 * 4 * windows.horizon  # half a unit a sample is noise alone
+    assert [e.value for e in result.estimates] == pytest.approx(list(FRICTION.values()), rel=0.1)
+    for e in result.estimates:
+        assert abs(e.value - FRICTION[e.parameter.name]) < 5 * e.std

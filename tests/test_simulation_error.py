@@ -156,3 +156,24 @@ def test_mismatches_are_refused():
     with pytest.raises(ValueError, match="the sensor has 1 columns, the logs have 2"):
         one = Sensor(space=BASELINE.space, columns=SENSOR.columns[:1])
         SimulationError(dynamics=ResidualDynamics(BASELINE), sensor=one, windows=_windows(), free=list(PARAMETERS))
+
+
+def test_steps_that_spoil_the_simulation_are_taken_again():
+    """A step of half a scale ends as exact as a small one where the noise is small; where it is large the step stays as it is."""
+    from dataclasses import replace
+
+    def seen(factor):
+        return replace(SENSOR, columns=tuple(replace(c, noise=factor * c.noise) for c in SENSOR.columns))
+
+    exact = replace(_error(starts=True), sensor=seen(1e-3))
+    z, rows = _away(exact), exact.rows()
+    small, coarse = exact.jacobian(z), replace(exact, step=0.5)
+    found = coarse.derivatives(z, np.zeros(len(small)))  # as where the errors are nothing but noise
+    shared = found.shared.shape[1]
+    assert np.linalg.norm(found.shared[:rows] - small[:rows, :shared]) < 1e-3 * np.linalg.norm(small[:rows, :shared])
+    assert found.steps.max() < 0.1
+    again = coarse.derivatives(z, np.zeros(len(small)), steps=found.steps)
+    moved = again.steps * np.sqrt(np.square(np.concatenate([again.shared[:rows], again.own], 1)).mean(0))
+    assert moved == pytest.approx(1.0, rel=0.01)
+    noisy = replace(coarse, sensor=seen(1e6))
+    assert (noisy.derivatives(z, noisy(z)).steps == 0.5).all()
