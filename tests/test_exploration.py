@@ -114,7 +114,7 @@ def test_a_member_is_the_model_that_was_joined():
 def test_members_that_are_alike_are_excited_at_random(caplog):
     """There is nothing to search for before a fit, and the log says so."""
     task = problem.task()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="residual_mbrl"):
         found = disagreement_excitation(members(0.0), task, 30, 1, options=SearchOptions(iterations=2))
     assert np.array_equal(found, random_excitation(problem.dynamics(), task, 30, 1))
     assert "no actions part the members" in caplog.text
