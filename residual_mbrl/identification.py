@@ -35,9 +35,6 @@ FALLING = 0.99
 ROUGH = 1e-3
 """Relative fall of the cost at which a search ends that only prepares the next one, over a longer horizon."""
 
-NEAR = 0.1
-"""Share of the differences' step within which a Jacobian is kept: moving it there changes it by less than it errs."""
-
 MOST = 0.9
 """Share of the errors that a preparing search sees as quadratic: a robust loss that most samples see as linear takes many small steps."""
 FAR = 3.0
@@ -220,7 +217,8 @@ class _Search:
             return self._last  # the search ends here, but asks first
         finishing = before is not None and self._cost >= self._falling * before
         central = finishing or not np.array_equal(p, self._at)
-        if before is not None and (self._last_central or not central) and (np.abs(p - self._last_at) < NEAR * self.unknown.steps).all():
+        # within a step of the differences slopes change by less than such a step was allowed to hide
+        if before is not None and (self._last_central or not central) and (np.abs(p - self._last_at) < self.unknown.steps).all():
             return self._last
         self._last, self._last_at, self._last_central = self.unknown.jacobian(p, one_sided=not central), p.copy(), central
         return self._last
