@@ -32,10 +32,11 @@ import tyro
 from common import Options, machine, say, show
 from learning_cases import CASES
 from learning_cells import METHODS, POINTS, Cell
+from learning_figure import draw
 from scipy.stats import trim_mean
 
-from residual_mbrl.bootstrap import draw
-from residual_mbrl.files import load_json, write_json
+from residual_mbrl import bootstrap
+from residual_mbrl.files import load_json, write_bytes, write_json
 
 FEWER = {"PETS": 3, "SAC": 3, "PPO": 3}
 """Seeds of methods that have fewer."""
@@ -73,7 +74,7 @@ def read(cell: Cell) -> dict[str, Any] | None:
 def interquartile(shares: list[float]) -> tuple[float, float, float]:
     """Return the interquartile mean over seeds and its 95 % bootstrap interval (Agarwal et al. 2021)."""
     x = np.array(shares)
-    samples = [trim_mean(np.repeat(x, n.astype(int)), 0.25) for n in draw(len(x))]
+    samples = [trim_mean(np.repeat(x, n.astype(int)), 0.25) for n in bootstrap.draw(len(x))]
     return float(trim_mean(x, 0.25)), *(float(b) for b in np.percentile(samples, [2.5, 97.5]))
 
 
@@ -98,7 +99,7 @@ def rows(plant: str, seeds: int, work: Path, episodes: int) -> list[dict[str, An
 
 
 def main(options: Options, work: Path, plants: tuple[str, ...] = tuple(CASES), methods: tuple[str, ...] = tuple(METHODS),
-         seeds: int = 5, first: int = 0, episodes: int = 5, longest: float = float("inf")) -> None:
+         seeds: int = 5, first: int = 0, episodes: int = 5, longest: float = float("inf"), figure: Path | None = None) -> None:
     """Run the benchmark.
 
     Args:
@@ -110,6 +111,7 @@ def main(options: Options, work: Path, plants: tuple[str, ...] = tuple(CASES), m
         first: Seed to begin with.
         episodes: Of an evaluation.
         longest: Seconds of plant data at most; another run with more goes on from there.
+        figure: File of the picture; none where missing.
     """
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,8 @@ def main(options: Options, work: Path, plants: tuple[str, ...] = tuple(CASES), m
     if options.json:
         points = {plant: {n: list(CASES[plant]().points.get(n, p)) for n, p in POINTS.items()} for plant in plants}
         write_json(options.json, {"machine": machine(), "points": points, "rows": every})
+    if figure:
+        write_bytes(figure, draw(every))
 
 
 if __name__ == "__main__":
