@@ -171,7 +171,7 @@ def test_learn_trains_by_it_and_goes_on(tmp_path):
     assert torch.equal(weights(run(tmp_path / "run").policy), weights(whole.policy))
 
 
-def test_what_does_not_fit_is_named():
+def test_what_does_not_fit_is_named(tmp_path):
     """Before anything is trained."""
     from residual_mbrl.dynamics import ResidualDynamics
     from residual_mbrl.physics.cartpole import CartPole
@@ -184,6 +184,10 @@ def test_what_does_not_fit_is_named():
     following = replace(task(), cost=Window(_followed(), 0, 40))
     with pytest.raises(ValueError, match="change from step to step"):
         mbpo(problem.dynamics(), problem.policy(), following, given, SHORT)
+    with pytest.raises(ValueError, match="expected an MLPPolicy without goals"):
+        learn(ModelPlant(problem.dynamics()), problem.dynamics(), task(), problem.gaussian(), Budget(), tmp_path / "run",
+              LearnOptions(identify=None, fit=None, method="mbpo", training=SHORT))
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="takes training of MBPOOptions"):
         LearnOptions(method="mbpo")
     with pytest.raises(ValueError, match="takes training of TrainingOptions"):

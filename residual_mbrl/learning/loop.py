@@ -31,6 +31,7 @@ from residual_mbrl.model import Model
 from residual_mbrl.policies.networks import NetworkPolicy
 from residual_mbrl.policies.storage import load_policy, save_policy
 from residual_mbrl.policy_optimization.mbpo import MBPOOptions, mbpo
+from residual_mbrl.policy_optimization.mbpo import check as check_mbpo
 from residual_mbrl.policy_optimization.short_horizon import Trained, apg, shac
 from residual_mbrl.sensors import state_sensor
 from residual_mbrl.tasks import Task
@@ -66,6 +67,7 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
         tell: Called with what is being done, and the fraction of it that is.
 
     Raises:
+        ModuleNotFoundError: if what trains the policy is not installed.
         ValueError: if plant, model, task and policy do not fit, or the cost of a step is not finite; episodes so far stay on disk.
         ModelError: if no round had data to learn from, or the folder belongs to another run, or one that goes on there now.
     """
@@ -75,6 +77,8 @@ def learn(plant: Plant | LoggedPlant, dynamics: ResidualDynamics, task: Task, po
                          f"{space.state_names} and {space.action}")
     if isinstance(plant, Plant) and abs(plant.dt - dynamics.dt) > 1e-9 * dynamics.dt:
         raise ValueError(f"learn: the plant steps {plant.dt:g} s, the model {dynamics.dt:g} s")
+    if options.method == "mbpo":
+        check_mbpo(policy, task)
     task.recorded(task.starts(0, 1), 0.5 * (task.low + task.high).double()[None], "learn")
     run = _Run(plant, dynamics, task, policy, budget, Path(out), options, excite or random_excitation, guard, tell)
     with ExitStack() as stack:

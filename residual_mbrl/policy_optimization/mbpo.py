@@ -131,15 +131,10 @@ def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Se
         ValueError: if policy, task, logs and model do not fit.
         ModuleNotFoundError: if stable-baselines3 is not installed.
     """
-    from stable_baselines3 import SAC  # noqa: PLC0415  # an optional dependency
+    from residual_mbrl.policy_optimization.model_free import SAC, MixedReplay, TanhActorPolicy  # noqa: PLC0415  # an optional dependency
 
-    from residual_mbrl.policy_optimization.model_free import MixedReplay, TanhActorPolicy  # noqa: PLC0415
-
+    check(policy, task)
     o = options or MBPOOptions()
-    if type(policy) is not MLPPolicy or policy.goal_size:
-        raise ValueError(f"mbpo: expected an MLPPolicy without goals, as the mean of SAC's own noise, received {type(policy).__name__}")
-    if task.cost.references.shape[-2] > 2:
-        raise ValueError("mbpo: the references of the cost change from step to step, and the policy does not see the time")
     best, current = copy.deepcopy(policy).to(o.dtype), copy.deepcopy(policy).to(o.dtype)
     branches = Branches(dynamics, current, task, transitions(dynamics, task, logs), o)
     begin, cost, rounds = perf_counter(), float("inf"), list[TrainingRound]()
@@ -167,6 +162,21 @@ def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Se
         _copy(learner.actor, current, back=True)
         learner.learn(o.worlds * o.iterations, callback=judged)
     return Trained(policy=best, value=None, cost=cost, rounds=tuple(rounds), skipped=0, steps=o.worlds * o.iterations)
+
+
+def check(policy: object, task: Task) -> None:
+    """Look whether ``mbpo`` can train a policy for a task.
+
+    Raises:
+        ValueError: if it cannot.
+        ModuleNotFoundError: if stable-baselines3 is not installed.
+    """
+    import residual_mbrl.policy_optimization.model_free  # noqa: F401, PLC0415  # says what is to be installed
+
+    if not isinstance(policy, MLPPolicy) or policy.goal_size:
+        raise ValueError(f"mbpo: expected an MLPPolicy without goals, as the mean of SAC's own noise, received {type(policy).__name__}")
+    if task.cost.references.shape[-2] > 2:
+        raise ValueError("mbpo: the references of the cost change from step to step, and the policy does not see the time")
 
 
 class Branches:

@@ -13,12 +13,15 @@ from torch import nn
 from residual_mbrl.model_env import ModelEnv
 
 try:
+    from stable_baselines3 import SAC
     from stable_baselines3.common.buffers import ReplayBuffer
     from stable_baselines3.common.type_aliases import ReplayBufferSamples
     from stable_baselines3.common.vec_env import VecEnv
     from stable_baselines3.sac.policies import Actor, SACPolicy
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("learners of stable-baselines3 need: pip install residual-mbrl[rl]", name="stable_baselines3") from error
+
+__all__ = ["SAC", "BaselinesEnv", "MixedReplay", "TanhActorPolicy"]
 
 
 class BaselinesEnv(VecEnv):
