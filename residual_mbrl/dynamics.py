@@ -227,30 +227,27 @@ def ensemble(members: Sequence[ResidualDynamics]) -> ResidualDynamics:
     """
     if not members:
         raise ValueError("ensemble: expected at least one model")
-    joined = copy.deepcopy(members[0])
     states = [dict(m.state_dict()) for m in members]
     if any(s.keys() != states[0].keys() for s in states):
         raise ValueError("ensemble: expected members of one structure, received different weights")
-    for name, parameter in list(joined.named_parameters()):
-        _assign(joined, name, nn.Parameter(torch.stack([s[name] for s in states]), requires_grad=parameter.requires_grad))
-    for name, buffer in list(joined.named_buffers()):
-        if name in states[0]:  # a normaliser belongs to its member; fixed index tables are not in the state dict
-            *path, last = name.split(".")
-            joined.get_submodule(".".join(path)).register_buffer(last, torch.stack([s[name] for s in states]).to(buffer))
-    return joined
+    return _holding(members[0], {n: torch.stack([s[n] for s in states]) for n in states[0]})
 
 
 def member(dynamics: ResidualDynamics, k: int) -> ResidualDynamics:
     """Return one model of an ensemble, as ``ensemble`` was given it."""
-    single = copy.deepcopy(dynamics)
-    stored = dict(single.state_dict())
-    for name, parameter in list(single.named_parameters()):
-        _assign(single, name, nn.Parameter(stored[name][k].clone(), requires_grad=parameter.requires_grad))
-    for name, _ in list(single.named_buffers()):
+    return _holding(dynamics, {n: t[k].clone() for n, t in dynamics.state_dict().items()})
+
+
+def _holding(dynamics: ResidualDynamics, stored: Mapping[str, Tensor]) -> ResidualDynamics:
+    """Return a copy with other weights and normalisers, of any shapes; fixed index tables are not among what is stored."""
+    made = copy.deepcopy(dynamics)
+    for name, parameter in list(made.named_parameters()):
+        _assign(made, name, nn.Parameter(stored[name], requires_grad=parameter.requires_grad))
+    for name, buffer in list(made.named_buffers()):
         if name in stored:
             *path, last = name.split(".")
-            single.get_submodule(".".join(path)).register_buffer(last, stored[name][k].clone())
-    return single
+            made.get_submodule(".".join(path)).register_buffer(last, stored[name].to(buffer))
+    return made
 
 
 def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

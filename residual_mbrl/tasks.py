@@ -60,9 +60,8 @@ class Task:
             raise ValueError(f"Task: start must give {count} finite states [{count}, nx], received {tuple(drawn.shape)}")
         return drawn.to(dtype)
 
-
     def running(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Return the running cost of each step of an episode from its begin, shape [H].
+        """Return the running cost of each step of an episode from its first on, shape [H].
 
         Args:
             states: Where each step begins, shape [H, nx].

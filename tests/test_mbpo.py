@@ -84,23 +84,26 @@ def test_the_mean_of_sac_is_the_policy():
     from stable_baselines3 import SAC
 
     from residual_mbrl.model_env import ModelEnv
-    from residual_mbrl.policy_optimization.mbpo import _copy
+    from residual_mbrl.policy_optimization.mbpo import _paired
 
     policy = problem.policy()
     x = 3 * torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
     env = BaselinesEnv(ModelEnv(problem.dynamics(), count=1, start=lambda rng, n: np.zeros((n, 2)), reward=lambda x, u, y: 0 * x[:, 0],
                                 observe=lambda x: policy.seen(torch.from_numpy(x)).detach().numpy(), action_range=(-20.0, 20.0)))
     learner = SAC(TanhActorPolicy, env, policy_kwargs={"net_arch": list(policy.hidden)}, seed=0)
-    _copy(learner.actor, policy, back=False)
+    for there, here in _paired(learner.actor, policy):
+        here.copy_(there)
     acted = learner.predict(policy.seen(x).detach().numpy(), deterministic=True)[0]
     assert np.allclose(acted, policy(x).detach().numpy(), atol=1e-4)
     before = weights(policy)
     with torch.no_grad():
         for w in policy.parameters():
             w.add_(0.1)
-    _copy(learner.actor, policy, back=True)
-    _copy(learner.actor, policy, back=False)
+    for there, here in _paired(learner.actor, policy):
+        there.copy_(here)
     assert torch.equal(weights(policy), before + 0.1)
+    acted = learner.predict(policy.seen(x).detach().numpy(), deterministic=True)[0]
+    assert np.allclose(acted, policy(x).detach().numpy(), atol=1e-4)
 
 
 def test_same_arguments_give_the_same_policy():

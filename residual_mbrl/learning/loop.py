@@ -30,8 +30,7 @@ from residual_mbrl.learning.settings import Budget, Learned, LearnedRound, Learn
 from residual_mbrl.model import Model
 from residual_mbrl.policies.networks import NetworkPolicy
 from residual_mbrl.policies.storage import load_policy, save_policy
-from residual_mbrl.policy_optimization.mbpo import MBPOOptions, mbpo
-from residual_mbrl.policy_optimization.mbpo import check as check_mbpo
+from residual_mbrl.policy_optimization.mbpo import MBPOOptions, check_mbpo, mbpo
 from residual_mbrl.policy_optimization.short_horizon import Trained, apg, shac
 from residual_mbrl.sensors import state_sensor
 from residual_mbrl.tasks import Task

@@ -133,7 +133,7 @@ def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Se
     """
     from residual_mbrl.policy_optimization.model_free import SAC, MixedReplay, TanhActorPolicy  # noqa: PLC0415  # an optional dependency
 
-    check(policy, task)
+    check_mbpo(policy, task)
     o = options or MBPOOptions()
     best, current = copy.deepcopy(policy).to(o.dtype), copy.deepcopy(policy).to(o.dtype)
     branches = Branches(dynamics, current, task, transitions(dynamics, task, logs), o)
@@ -144,7 +144,8 @@ def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Se
         iteration = local["self"].num_timesteps // o.worlds
         if iteration % o.evaluate_every and iteration != o.iterations:
             return True
-        _copy(learner.actor, current, back=False)
+        for theirs, own in _paired(learner.actor, current):
+            own.copy_(theirs)
         found = mean_cost(dynamics, current, task, count=o.evaluated, seed=o.seed + 1, dtype=o.dtype)
         if found < cost:
             cost, best = found, copy.deepcopy(current)
@@ -159,12 +160,13 @@ def mbpo(dynamics: ResidualDynamics, policy: NetworkPolicy, task: Task, logs: Se
                       batch_size=o.batch, gamma=o.discount, gradient_steps=o.updates, ent_coef=ENTROPY, seed=o.seed, device="cpu",
                       replay_buffer_class=MixedReplay, replay_buffer_kwargs={"given": branches.given(), "share": o.real},
                       policy_kwargs={"net_arch": {"pi": list(policy.hidden), "qf": list(o.hidden)}})
-        _copy(learner.actor, current, back=True)
+        for theirs, own in _paired(learner.actor, current):
+            theirs.copy_(own)
         learner.learn(o.worlds * o.iterations, callback=judged)
     return Trained(policy=best, value=None, cost=cost, rounds=tuple(rounds), skipped=0, steps=o.worlds * o.iterations)
 
 
-def check(policy: object, task: Task) -> None:
+def check_mbpo(policy: object, task: Task) -> None:
     """Look whether ``mbpo`` can train a policy for a task.
 
     Raises:
@@ -230,14 +232,12 @@ def _over(task: Task, states: Tensor) -> NDArray[np.bool_]:
     return found
 
 
-def _copy(actor: Any, policy: NetworkPolicy, *, back: bool) -> None:
-    """Take the mean of SAC's actor into a policy, or back."""
+def _paired(actor: Any, policy: NetworkPolicy) -> list[tuple[Tensor, Tensor]]:
+    """Return each weight of the mean of SAC's actor with that of the policy, as data that may be written into."""
     layers = [m for m in (*actor.latent_pi, actor.mu) if isinstance(m, nn.Linear)]
-    with torch.no_grad():
-        for layer, weight, bias in zip(layers, policy.network.weights, policy.network.biases, strict=True):
-            pairs = [(layer.weight, weight.T), (layer.bias, bias)]
-            for there, here in pairs:
-                (there if back else here).copy_(here if back else there)
+    own = zip(policy.network.weights, policy.network.biases, strict=True)
+    return [pair for layer, (weight, bias) in zip(layers, own, strict=True)
+            for pair in ((layer.weight.data, weight.data.T), (layer.bias.data, bias.data))]
 
 
 @contextmanager

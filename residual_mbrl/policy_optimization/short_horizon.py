@@ -253,7 +253,7 @@ class Run:
         self.age[over] = 0
 
     def evaluate(self, backend: Backend) -> float:
-        """Return the mean cost of episodes of the mean policy, of the worst member where a penalty asks for it."""
+        """Return the mean cost of episodes of the policy so far; see ``mean_cost``."""
         o = self.options
         return mean_cost(self.dynamics, self.policy, self.task, count=o.evaluated, seed=o.seed + 1, dtype=o.dtype, backend=backend)
 
